@@ -1,0 +1,93 @@
+"""Checks and conversions of keys, values and ranges, the same in every mode."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from .errors import InvalidKeyError, KeyTooLargeError, ValidationError
+from .record import MAX_KEY_SIZE
+
+__all__ = ["BytesLike", "KeyLike", "as_bound", "as_key", "as_prefix", "as_value", "check_key", "prefix_end"]
+
+BytesLike: TypeAlias = bytes | bytearray | memoryview
+KeyLike: TypeAlias = bytes | bytearray | memoryview | str
+
+
+def check_key(key: bytes) -> bytes:
+    """Return ``key`` when its length is 1 to 511 bytes.
+
+    Raises:
+        InvalidKeyError: It is empty.
+        KeyTooLargeError: It is too long.
+    """
+    size = len(key)
+    if 0 < size <= MAX_KEY_SIZE:
+        return key
+    if size == 0:
+        raise InvalidKeyError("the key is empty")
+    raise KeyTooLargeError(
+        f"the key has {size} bytes, the limit is {MAX_KEY_SIZE}",
+        details={"limit": MAX_KEY_SIZE, "actual": size},
+    )
+
+
+def _as_bytes(value: object, what: str) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise InvalidKeyError(f"the {what} {value!r} is not valid Unicode text") from None
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    raise InvalidKeyError(f"the {what} must be bytes or str, not {type(value).__name__}", remediation="")
+
+
+def as_key(key: KeyLike) -> bytes:
+    """A key as bytes; text is encoded as UTF-8.
+
+    Raises:
+        InvalidKeyError, KeyTooLargeError: See :func:`check_key`; also for another type.
+    """
+    return check_key(key if type(key) is bytes else _as_bytes(key, "key"))
+
+
+def as_prefix(prefix: KeyLike) -> bytes:
+    """A scan prefix as bytes: any length, also empty.
+
+    Raises:
+        InvalidKeyError: It is neither bytes nor text.
+    """
+    return _as_bytes(prefix, "prefix")
+
+
+def as_bound(bound: KeyLike | None) -> bytes | None:
+    """The bound of a range as bytes; None = unbounded."""
+    return None if bound is None else _as_bytes(bound, "range bound")
+
+
+def as_value(value: BytesLike) -> bytes:
+    """A value as bytes.
+
+    Raises:
+        ValidationError: It is not bytes-like; text is refused so that no encoding is guessed.
+    """
+    if type(value) is bytes:
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    hint = "Encode it first, for example value.encode()." if isinstance(value, str) else "Values are bytes."
+    raise ValidationError(f"the value must be bytes, not {type(value).__name__}", remediation=hint)
+
+
+def prefix_end(prefix: bytes) -> bytes | None:
+    """The end of the range of keys that start with ``prefix``; None = no end.
+
+    >>> prefix_end(b"ab"), prefix_end(b"a" + bytes([255])), prefix_end(b"")
+    (b'ac', b'b', None)
+    """
+    stripped = prefix.rstrip(b"\xff")
+    if not stripped:
+        return None
+    return stripped[:-1] + bytes([stripped[-1] + 1])

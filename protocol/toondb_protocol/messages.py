@@ -1,0 +1,394 @@
+"""The message table: what every opcode carries, in classic and extended form, and what answers it.
+
+This table is the single source of the wire format. ``protocol/SPEC.md`` is rendered from it
+(``python -m toondb_protocol.spec``), the golden vectors are checked against it, and payloads off the hot
+path are encoded and decoded by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from .layout import Field, Kind, decode_fields, encode_fields
+from .opcodes import EXTENDED, NO_TRANSACTION, Opcode, Reply
+
+__all__ = [
+    "BEGIN_OPTIONS",
+    "COLUMN_TYPES",
+    "END_STREAM_KEYS",
+    "ERROR_KEYS",
+    "HELLO_KEYS",
+    "MESSAGES",
+    "QUERY_KEYS",
+    "REPLIES",
+    "SCAN_KEYS",
+    "TXN_FIELD",
+    "ColumnType",
+    "MapKey",
+    "Message",
+    "ReplyLayout",
+    "decode_request",
+    "encode_request",
+]
+
+
+class ColumnType(IntEnum):
+    """Column types of CREATE_TABLE."""
+
+    INT64 = 0
+    UINT64 = 1
+    FLOAT64 = 2
+    TEXT = 3
+    BINARY = 4
+    BOOL = 5
+
+
+COLUMN_TYPES = {member.value: member.name.lower() for member in ColumnType}
+
+TXN_FIELD = Field("txn", Kind.U64, "transaction id from BEGIN_TXN; 0 = outside any transaction")
+_PATH = Field("path", Kind.LIST16, "path segments", (Field("segment", Kind.TEXT16),))
+
+
+@dataclass(frozen=True, slots=True)
+class MapKey:
+    """One key of a msgpack map body.
+
+    Args:
+        name: The key.
+        types: Accepted msgpack types, in words.
+        doc: Meaning, default and limits.
+    """
+
+    name: str
+    types: str
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One request.
+
+    Args:
+        opcode: Its opcode.
+        summary: What it does, one sentence.
+        classic: Layout of the classic payload.
+        classic_reply: Replies to the classic form other than ERROR.
+        extended: Layout of the extended body, after ``u64 txn``.
+        extended_reply: Replies to the extended form other than ERROR.
+        keys: For map bodies, the keys.
+        notes: Rules that a client author must know.
+    """
+
+    opcode: Opcode
+    summary: str
+    classic: tuple[Field, ...]
+    classic_reply: tuple[Reply, ...]
+    extended: tuple[Field, ...]
+    extended_reply: tuple[Reply, ...]
+    keys: tuple[MapKey, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyLayout:
+    """One reply: its code, layout and meaning."""
+
+    reply: Reply
+    fields: tuple[Field, ...]
+    summary: str
+
+
+_KEY = Field("key", Kind.REST, "1 to 511 bytes")
+_PUT = (Field("key", Kind.BYTES32, "1 to 511 bytes"), Field("value", Kind.REST, "the value, may be empty"))
+_CREATE_TABLE = (
+    Field("name", Kind.TEXT16, "table name"),
+    Field(
+        "columns",
+        Kind.LIST16,
+        "at least one column",
+        (
+            Field("name", Kind.TEXT16),
+            Field("type", Kind.U8, "0 int64, 1 uint64, 2 float64, 3 text, 4 binary, 5 bool"),
+            Field("nullable", Kind.U8, "0 or 1"),
+        ),
+    ),
+)
+_BODY = (Field("body", Kind.MAP),)
+
+BEGIN_OPTIONS = (
+    MapKey("isolation", "text", '`"snapshot"` (default) or `"serializable"`'),
+    MapKey("read_only", "bool", "true refuses writes in this transaction; default false"),
+)
+
+SCAN_KEYS = (
+    MapKey("prefix", "bin", "keys that start with it; not together with start/end"),
+    MapKey("start", "bin", "first key, inclusive; default: the first of all"),
+    MapKey("end", "bin", "end of the range, exclusive; default: after the last of all"),
+    MapKey("keys", "array of bin", "instead of a range: just these keys (those that exist), in the order asked"),
+    MapKey("limit", "uint", "rows at the most; 0 or absent = no limit"),
+    MapKey("reverse", "bool", "descending key order; default false"),
+    MapKey("values", "bool", "false sends keys only; default true"),
+    MapKey("batch", "uint", "rows per ROW frame at the most; default 1024"),
+    MapKey(
+        "window",
+        "uint",
+        "bytes of rows after which the stream ends early with a cursor, so that a slow consumer never "
+        "blocks the connection; 0 or absent = the whole result in one stream",
+    ),
+    MapKey(
+        "cursor",
+        "uint",
+        "continue this cursor instead of starting a scan (only window, batch and close apply)",
+    ),
+    MapKey("close", "bool", "with cursor: close it; answers END_STREAM"),
+)
+
+QUERY_KEYS = (
+    MapKey("prefix", "text or bin", "a table's name, or a key prefix"),
+    MapKey("columns", "array of text", "columns to show; absent or empty = all"),
+    MapKey("limit", "uint", "rows at the most; 0 or absent = no limit"),
+    MapKey("offset", "uint", "rows to skip first; default 0"),
+    MapKey(
+        "form",
+        "text",
+        '`"toon"` (default): ROW batches hold parts of one TOON text; `"rows"`: ROW batches hold key, TOON text '
+        'of that one row, key, ...; `"count"`: no rows, only the count in END_STREAM',
+    ),
+)
+
+END_STREAM_KEYS = (
+    MapKey("rows", "uint", "rows sent in this stream"),
+    MapKey("cursor", "uint or nil", "the cursor to continue with, when the stream ended early"),
+)
+
+ERROR_KEYS = (
+    MapKey("code", "text", "stable identifier, see the table of error codes"),
+    MapKey("message", "text", "what went wrong"),
+    MapKey("remediation", "text", "what to do next"),
+    MapKey("details", "map", "machine-readable facts"),
+)
+
+HELLO_KEYS = (
+    MapKey("version", "uint", "protocol version of the sender (1)"),
+    MapKey("features", "array of text", "optional parts that the sender speaks"),
+    MapKey("software", "text", "name and version of the sender, for logs"),
+    MapKey("pid", "uint", "process id of the sender"),
+    MapKey("database", "text", "reply only: absolute path of the database folder"),
+    MapKey("socket", "text", "reply only: path of the socket as the server was given it, empty when activated"),
+    MapKey("max_frame", "uint", "reply only: frame cap in bytes"),
+    MapKey("timeout_ms", "uint", "reply only: idle limit of transactions, cursors and partial frames"),
+    MapKey("instance", "text", "reply only: random id of this run of the server"),
+    MapKey("sync_mode", "text", "reply only: full, normal or off"),
+)
+
+_STREAM = (Reply.ROW, Reply.END_STREAM)
+
+MESSAGES: dict[Opcode, Message] = {
+    message.opcode: message
+    for message in (
+        Message(
+            Opcode.PUT,
+            "Stores a value under a key.",
+            _PUT,
+            (Reply.OK,),
+            _PUT,
+            (Reply.OK,),
+            notes=(
+                "OK means the write is committed as `--sync-mode` promises (inside a transaction: recorded in it).",
+            ),
+        ),
+        Message(
+            Opcode.GET,
+            "Reads the value of a key.",
+            (_KEY,),
+            (Reply.VALUE,),
+            (_KEY,),
+            (Reply.VALUE, Reply.OK),
+            notes=(
+                "Classic: a missing key answers an empty VALUE.",
+                "Extended: a missing key answers OK, so an empty VALUE is an empty value.",
+            ),
+        ),
+        Message(
+            Opcode.DELETE,
+            "Deletes a key; OK also when it was absent.",
+            (_KEY,),
+            (Reply.OK,),
+            (_KEY,),
+            (Reply.OK,),
+        ),
+        Message(
+            Opcode.BEGIN_TXN,
+            "Begins a transaction on a snapshot of now; it belongs to this connection and ends with it.",
+            (),
+            (Reply.TXN_ID,),
+            _BODY,
+            (Reply.TXN_ID,),
+            keys=BEGIN_OPTIONS,
+        ),
+        Message(
+            Opcode.COMMIT_TXN,
+            "Commits; TXN_ID carries the LSN of the commit (of the snapshot, when nothing was written).",
+            (TXN_FIELD,),
+            (Reply.TXN_ID,),
+            (),
+            (Reply.TXN_ID,),
+            notes=("A conflict is an ERROR; the transaction is then gone and nothing of it was applied.",),
+        ),
+        Message(
+            Opcode.ABORT_TXN,
+            "Ends a transaction without applying anything.",
+            (TXN_FIELD,),
+            (Reply.OK,),
+            (),
+            (Reply.OK,),
+        ),
+        Message(
+            Opcode.QUERY,
+            "Reads a table, or the JSON objects under a key prefix, as TOON text.",
+            (
+                Field("prefix", Kind.TEXT16, "a table's name, or a key prefix"),
+                Field("limit", Kind.U32, "rows at the most; 0 = no limit"),
+                Field("offset", Kind.U32, "rows to skip first"),
+                Field("columns", Kind.LIST16, "columns to show; none = all", (Field("column", Kind.TEXT16),)),
+            ),
+            (Reply.VALUE,),
+            _BODY,
+            _STREAM,
+            keys=QUERY_KEYS,
+        ),
+        Message(
+            Opcode.CREATE_TABLE,
+            "Creates a table.",
+            _CREATE_TABLE,
+            (Reply.OK,),
+            _CREATE_TABLE,
+            (Reply.OK,),
+        ),
+        Message(
+            Opcode.PUT_PATH,
+            "Stores a value under a path: the key is its segments joined by `/`.",
+            (_PATH, Field("value", Kind.REST)),
+            (Reply.OK,),
+            (_PATH, Field("value", Kind.REST)),
+            (Reply.OK,),
+            notes=("A segment is not empty and contains no `/`.",),
+        ),
+        Message(
+            Opcode.GET_PATH,
+            "Reads the value of a path.",
+            (_PATH,),
+            (Reply.VALUE,),
+            (_PATH,),
+            (Reply.VALUE, Reply.OK),
+            notes=("A missing path answers like a missing key.",),
+        ),
+        Message(
+            Opcode.SCAN,
+            "Reads the pairs of a key range, in key order, from one snapshot.",
+            (Field("prefix", Kind.REST, "keys that start with it; empty = all"),),
+            (Reply.VALUE,),
+            _BODY,
+            _STREAM,
+            keys=SCAN_KEYS,
+            notes=(
+                "Classic VALUE payload: `u32 n`, then n times `u16 len, key, u32 len, value`. A result over the frame "
+                "cap is an ERROR that names the extended form.",
+                "Extended ROW payload: one flat msgpack array `[key, value, key, value, ...]` "
+                "(`[key, key, ...]` with `values` false).",
+                "A cursor belongs to its connection (and to its transaction), keeps its snapshot, and is dropped when "
+                "idle or open for too long.",
+            ),
+        ),
+        Message(
+            Opcode.CHECKPOINT,
+            "Flushes everything committed so far to the device.",
+            (),
+            (Reply.OK,),
+            (),
+            (Reply.TXN_ID,),
+            notes=("Extended: TXN_ID carries the LSN that is now durable.",),
+        ),
+        Message(
+            Opcode.STATS,
+            "Reads the counters of the server and the storage engine.",
+            (),
+            (Reply.STATS_RESP,),
+            (),
+            (Reply.STATS_RESP,),
+        ),
+        Message(
+            Opcode.PING,
+            "Answers at once; the extended form exchanges hellos.",
+            (),
+            (Reply.PONG,),
+            _BODY,
+            (Reply.PONG,),
+            keys=HELLO_KEYS,
+        ),
+    )
+}
+
+REPLIES: dict[Reply, ReplyLayout] = {
+    layout.reply: layout
+    for layout in (
+        ReplyLayout(Reply.OK, (), "Done; or, to an extended GET or GET_PATH, there is no such key."),
+        ReplyLayout(
+            Reply.ERROR,
+            (Field("error", Kind.REST),),
+            "To a classic request: UTF-8 text `CODE: message`. To an extended one: a msgpack map. An ERROR that no "
+            "request asked for (over `--max-clients`, peer not allowed, framing lost) is classic text, and the "
+            "connection closes after it. The first byte tells them apart: 0x80 and above is a map.",
+        ),
+        ReplyLayout(Reply.VALUE, (Field("value", Kind.REST),), "A value, or the classic result of SCAN and QUERY."),
+        ReplyLayout(Reply.TXN_ID, (Field("id", Kind.U64),), "A transaction id, or an LSN after COMMIT and CHECKPOINT."),
+        ReplyLayout(Reply.ROW, (Field("rows", Kind.REST),), "A batch of rows: one flat msgpack array."),
+        ReplyLayout(Reply.END_STREAM, (Field("end", Kind.MAP),), "The end of a stream of ROW."),
+        ReplyLayout(Reply.STATS_RESP, (Field("stats", Kind.REST_TEXT),), "A JSON object of counters."),
+        ReplyLayout(Reply.PONG, (Field("hello", Kind.MAP),), "Empty to a classic PING, a hello to an extended one."),
+    )
+}
+
+
+def encode_request(
+    opcode: Opcode, values: Mapping[str, Any] | None = None, *, txn: int | None = None
+) -> tuple[int, bytes]:
+    """Encode a request by the table.
+
+    Args:
+        opcode: The request.
+        values: Its fields by name.
+        txn: None for the classic form; a transaction id (0 = none) for the extended form.
+
+    Returns:
+        The opcode byte and the payload.
+    """
+    message = MESSAGES[opcode]
+    if txn is None:
+        return int(opcode), encode_fields(message.classic, values or {})
+    head = encode_fields((TXN_FIELD,), {"txn": txn})
+    return opcode | EXTENDED, head + encode_fields(message.extended, values or {})
+
+
+def decode_request(opcode: int, payload: bytes) -> tuple[Opcode, int | None, dict[str, Any]]:
+    """Decode a request by the table.
+
+    Returns:
+        The opcode, the transaction id (None in the classic form), the fields by name.
+
+    Raises:
+        MalformedRequestError: The payload does not have the layout.
+        KeyError: The opcode is unknown.
+    """
+    known = Opcode(opcode & ~EXTENDED) if opcode & ~EXTENDED in Opcode._value2member_map_ else None
+    if known is None:
+        raise KeyError(opcode)
+    message = MESSAGES[known]
+    if not opcode & EXTENDED:
+        return known, None, decode_fields(message.classic, payload)
+    head = decode_fields((TXN_FIELD,), payload[:8])
+    txn: int = head["txn"]
+    return known, txn if txn else NO_TRANSACTION, decode_fields(message.extended, payload[8:])
