@@ -16,10 +16,11 @@ from .errors import ConnectionLostError, ProtocolError, ToonDBError, error_from_
 from .frames import MAX_MAX_FRAME, FrameReader
 from .opcodes import Reply
 
-__all__ = ["ClientCore", "ReplyFrame", "raise_error", "unexpected"]
+__all__ = ["ClientCore", "ReplyFrame", "decode_error", "raise_error", "unexpected"]
 
 _ROW = int(Reply.ROW)
 _ERROR = int(Reply.ERROR)
+_CLOSES_STREAM = frozenset({int(Reply.END_STREAM), _ERROR})
 _KNOWN = frozenset(int(reply) for reply in Reply)
 
 
@@ -37,11 +38,8 @@ class ReplyFrame(NamedTuple):
     rows: list[bytes]
 
 
-_NO_ROWS: list[bytes] = []
-
-
 def decode_error(payload: bytes) -> ToonDBError:
-    """The error of an ERROR frame, classic or extended."""
+    """The error of an ERROR frame, classic or extended; never raises."""
     if payload[:1] >= b"\x80":
         try:
             return error_from_wire(msgpack.unpackb(payload, raw=False))
@@ -69,7 +67,7 @@ class ClientCore:
         max_frame: Largest reply that is accepted, in bytes; servers keep their own cap on what they send.
     """
 
-    __slots__ = ("_outstanding", "_reader", "_rows", "goodbye", "replies")
+    __slots__ = ("_broken", "_outstanding", "_reader", "_rows", "goodbye", "replies")
 
     def __init__(self, max_frame: int = MAX_MAX_FRAME) -> None:
         self._reader = FrameReader(max_frame)
@@ -77,6 +75,7 @@ class ClientCore:
         self._rows: list[bytes] = []
         self.replies: deque[ReplyFrame] = deque()
         self.goodbye: ToonDBError | None = None
+        self._broken: ProtocolError | None = None
 
     @property
     def outstanding(self) -> int:
@@ -86,7 +85,7 @@ class ClientCore:
     @property
     def clean(self) -> bool:
         """Whether nothing is under way, so that the connection can serve another call."""
-        return not (self._outstanding or self.replies or self._reader.buffered or self.goodbye)
+        return not (self._outstanding or self.replies or self._reader.buffered or self.goodbye or self._broken)
 
     def sent(self, requests: int) -> None:
         """Note that ``requests`` more requests were (or will be) written."""
@@ -96,13 +95,24 @@ class ClientCore:
         """Take received bytes; complete replies are appended to ``replies``.
 
         Raises:
-            ProtocolError: The server sent what no request asked for, or an unknown reply.
+            ProtocolError: The server sent what no request asked for, an unknown reply, or a reply over
+                ``max_frame``. The stream is then lost: the core is never clean again and every later
+                call raises the same.
         """
+        if self._broken is not None:
+            raise self._broken
+        try:
+            self._receive(data)
+        except ProtocolError as error:
+            self._broken = error
+            raise
+
+    def _receive(self, data: bytes) -> None:
         for code, payload in self._reader.feed(data):
             if not self._outstanding:
                 if code == _ERROR:
                     # The server explains why it is about to close: too many clients, shutdown.
-                    self.goodbye = decode_error(payload)
+                    self.goodbye = self.goodbye or decode_error(payload)
                     continue
                 raise ProtocolError(f"the server sent reply 0x{code:02x} without a request")
             if code == _ROW:
@@ -110,12 +120,15 @@ class ClientCore:
                 continue
             if code not in _KNOWN:
                 raise ProtocolError(f"the server sent unknown reply 0x{code:02x}")
-            self._outstanding -= 1
-            if self._rows:
-                self.replies.append(ReplyFrame(code, payload, self._rows))
+            rows = self._rows
+            if rows:
+                if code not in _CLOSES_STREAM:
+                    raise ProtocolError(f"the server closed a stream of rows with reply 0x{code:02x}")
                 self._rows = []
             else:
-                self.replies.append(ReplyFrame(code, payload, _NO_ROWS))
+                rows = []  # a fresh list: callers join the rows of several replies in place
+            self._outstanding -= 1
+            self.replies.append(ReplyFrame(code, payload, rows))
 
     def lost(self, message: str) -> ToonDBError:
         """The error to raise when the peer closed the connection or it broke."""

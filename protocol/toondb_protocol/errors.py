@@ -212,20 +212,50 @@ class ToonDBError(Exception):
         return (_rebuild, (type(self), self.message, self.remediation, self.details))
 
     def to_wire(self) -> dict[str, Any]:
-        """The map that an extended ERROR frame carries: code, message, remediation, details."""
+        """The map that an extended ERROR frame carries: code, message, remediation, details.
+
+        It can always be encoded: text that is not valid Unicode, and details that msgpack has no plain
+        type for, are replaced by something readable.
+        """
         return {
             "code": str(self.code),
-            "message": self.message,
-            "remediation": self.remediation,
-            "details": self.details,
+            "message": _sendable_text(self.message),
+            "remediation": _sendable_text(self.remediation),
+            "details": {_sendable_text(str(key)): _sendable(value) for key, value in self.details.items()},
         }
 
     def to_text(self) -> str:
         """The text that a classic ERROR frame carries: ``CODE: message remediation``."""
-        return f"{self.code}: {self}"
+        return _sendable_text(f"{self.code}: {self}")
 
 
 _CLASSES[ErrorCode.GENERIC] = ToonDBError
+
+
+def _sendable_text(text: str) -> str:
+    # File names that are not UTF-8 reach messages as lone surrogates, which UTF-8 cannot carry.
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _sendable(value: object, depth: int = 8) -> Any:
+    if value is None or isinstance(value, (bool, float, bytes)):
+        return value
+    if isinstance(value, str):
+        return _sendable_text(value)
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 64:
+        return int(value)
+    if depth and isinstance(value, Mapping):
+        return {_sendable_text(str(key)): _sendable(item, depth - 1) for key, item in value.items()}
+    if depth and isinstance(value, (list, tuple)):
+        return [_sendable(item, depth - 1) for item in value]
+    return _sendable_text(_shown(value))
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # too deeply nested, or a repr() that fails: an error must stay reportable
+        return f"<{type(value).__name__}>"
 
 
 def _rebuild(cls: type[ToonDBError], message: str, remediation: str, details: dict[str, Any]) -> ToonDBError:
@@ -587,14 +617,14 @@ def error_from_wire(wire: object) -> ToonDBError:
         code, message = wire.get("code"), wire.get("message")
         remediation, details = wire.get("remediation"), wire.get("details")
         error = error_class(code if isinstance(code, str) else "")(
-            message if isinstance(message, str) else repr(dict(wire)),
+            message if isinstance(message, str) else _shown(dict(wire)),
             remediation=remediation if isinstance(remediation, str) else "",
             details=details if isinstance(details, Mapping) else None,
         )
         if type(error) is ToonDBError and isinstance(code, str) and code != ErrorCode.GENERIC:
             error.details.setdefault("code", code)
         return error
-    text = wire if isinstance(wire, str) else repr(wire)
+    text = wire if isinstance(wire, str) else _shown(wire)
     code, separator, message = text.partition(": ")
     if separator and code in _CLASSES:
         return _CLASSES[code](message, remediation="")

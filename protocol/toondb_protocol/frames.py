@@ -40,13 +40,14 @@ class FrameReader:
             the payload is buffered.
     """
 
-    __slots__ = ("_chunks", "_have", "_need", "max_frame")
+    __slots__ = ("_chunks", "_have", "_lost", "_need", "max_frame")
 
     def __init__(self, max_frame: int = DEFAULT_MAX_FRAME) -> None:
         self.max_frame = max_frame
         self._chunks: list[bytes] = []
         self._have = 0
         self._need = HEADER_SIZE
+        self._lost: FrameTooLargeError | None = None
 
     @property
     def buffered(self) -> int:
@@ -59,8 +60,12 @@ class FrameReader:
         Consume the iterator to its end before the next call.
 
         Raises:
-            FrameTooLargeError: A header announces more than ``max_frame``; the stream is lost.
+            FrameTooLargeError: A header announces more than ``max_frame``; the stream is lost, and every
+                later call raises the same.
         """
+        if self._lost is not None:
+            # What follows is the inside of the refused frame: it must never be read as frames.
+            raise self._lost
         if self._have:
             self._chunks.append(data)
             self._have += len(data)
@@ -73,10 +78,11 @@ class FrameReader:
         while size - at >= HEADER_SIZE:
             opcode, length = unpack_header(data, at)
             if length > self.max_frame:
-                raise FrameTooLargeError(
+                self._lost = FrameTooLargeError(
                     f"a frame with opcode 0x{opcode:02x} announces {length} bytes, the cap is {self.max_frame}",
                     details={"limit": self.max_frame, "actual": length},
                 )
+                raise self._lost
             end = at + HEADER_SIZE + length
             if end > size:
                 self._need = end - at

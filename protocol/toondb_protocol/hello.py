@@ -73,7 +73,7 @@ def parse_server_hello(wire: Mapping[str, Any]) -> ServerHello:
         ProtocolError: Not a ToonDB hello, or a protocol version this code does not speak.
     """
     version = wire.get("version")
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise ProtocolError("the peer's hello names no protocol version: it is not a ToonDB server")
     if version != PROTOCOL_VERSION:
         raise ProtocolError(
@@ -98,4 +98,6 @@ def parse_server_hello(wire: Mapping[str, Any]) -> ServerHello:
 
 def _of(wire: Mapping[str, Any], name: str, kind: type[_T], default: _T) -> _T:
     value = wire.get(name, default)
+    if isinstance(value, bool) or (isinstance(value, int) and value < 0):  # none of the facts is either
+        return default
     return value if isinstance(value, kind) else default

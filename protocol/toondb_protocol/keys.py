@@ -75,10 +75,11 @@ def as_value(value: BytesLike) -> bytes:
     """
     if type(value) is bytes:
         return value
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
-    hint = "Encode it first, for example value.encode()." if isinstance(value, str) else "Values are bytes."
-    raise ValidationError(f"the value must be bytes, not {type(value).__name__}", remediation=hint)
+    given: object = value  # callers without a type checker pass anything
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return bytes(given)
+    hint = "Encode it first, for example value.encode()." if isinstance(given, str) else "Values are bytes."
+    raise ValidationError(f"the value must be bytes, not {type(given).__name__}", remediation=hint)
 
 
 def prefix_end(prefix: bytes) -> bytes | None:

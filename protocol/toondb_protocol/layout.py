@@ -7,7 +7,7 @@ path, the rendering of SPEC.md and the golden vectors, so that layout and code c
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -16,7 +16,15 @@ import msgpack
 
 from .errors import MalformedRequestError
 
-__all__ = ["Field", "Kind", "decode_fields", "decode_map", "encode_fields", "encode_map"]
+__all__ = ["MAX_MAP_DEPTH", "Field", "Kind", "decode_fields", "decode_map", "encode_fields", "encode_map"]
+
+MAX_MAP_DEPTH = 64
+"""Arrays and maps inside each other in one msgpack body, the body itself included. Deeper ones would exhaust
+the recursion limit of whoever prints, copies or re-encodes them."""
+
+_SCALARS = frozenset({str, bytes, int, float, bool, type(None)})
+_CONTAINERS = frozenset({list, dict})
+_SENDABLE = "Send None, bool, int (64 bits), float, str, bytes, and lists and string-keyed maps of these."
 
 
 class Kind(Enum):
@@ -69,8 +77,17 @@ class Field:
 
 
 def encode_map(value: Mapping[str, Any]) -> bytes:
-    """A msgpack map with text keys."""
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    """A msgpack map with text keys.
+
+    Raises:
+        MalformedRequestError: It is not a map, or holds a value that msgpack has no plain type for.
+    """
+    if not isinstance(value, Mapping):
+        raise MalformedRequestError(f"a msgpack body must be a map, not {type(value).__name__}")
+    try:
+        packed: bytes = msgpack.packb(value, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise MalformedRequestError(f"the body cannot be sent: {error}", remediation=_SENDABLE) from None
     return packed
 
 
@@ -78,19 +95,50 @@ def decode_map(payload: bytes | memoryview) -> dict[str, Any]:
     """Decode a msgpack map with text keys; an empty payload is an empty map.
 
     Raises:
-        MalformedRequestError: Not exactly one msgpack map with text keys.
+        MalformedRequestError: Not exactly one msgpack map with text keys (at every level), nested deeper
+            than ``MAX_MAP_DEPTH``, or holding an extension type.
     """
     if not payload:
         return {}
     try:
         value = msgpack.unpackb(payload, raw=False, strict_map_key=True)
-    except RecursionError:
-        raise MalformedRequestError("the msgpack body is nested too deeply") from None
+    except (RecursionError, msgpack.StackError):
+        raise MalformedRequestError(_TOO_DEEP) from None
     except (ValueError, msgpack.UnpackException) as error:
-        raise MalformedRequestError(f"the body is not valid msgpack: {type(error).__name__}: {error}") from None
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise MalformedRequestError(f"the body is not valid msgpack: {reason}") from None
+    if not isinstance(value, dict):
         raise MalformedRequestError(f"the body must be a msgpack map with text keys, got {type(value).__name__}")
+    _check_plain(value)
     return value
+
+
+_TOO_DEEP = f"the msgpack body is nested too deeply, the limit is {MAX_MAP_DEPTH} levels"
+
+
+def _check_plain(body: dict[str, Any]) -> None:
+    """Refuse what other languages cannot represent alike: keys that are not text, extension types, deep nesting."""
+    level: list[Any] = [body]
+    for _ in range(MAX_MAP_DEPTH):
+        below: list[Any] = []
+        for container in level:
+            values: Iterable[Any] = container
+            if type(container) is dict:
+                if not all(type(key) is str for key in container):
+                    raise MalformedRequestError("a msgpack body may only have text keys in its maps")
+                values = container.values()
+            # Set arithmetic over types keeps long flat arrays (keys, parameters) at C speed.
+            odd = set(map(type, values)) - _SCALARS
+            if odd <= _CONTAINERS:
+                if odd:
+                    below.extend(value for value in values if type(value) in _CONTAINERS)
+            else:
+                names = ", ".join(sorted(kind.__name__ for kind in odd - _CONTAINERS))
+                raise MalformedRequestError(f"a msgpack body may not hold extension types, got {names}")
+        if not below:
+            return
+        level = below
+    raise MalformedRequestError(_TOO_DEEP)
 
 
 def encode_fields(fields: Sequence[Field], values: Mapping[str, Any]) -> bytes:
@@ -100,6 +148,8 @@ def encode_fields(fields: Sequence[Field], values: Mapping[str, Any]) -> bytes:
         MalformedRequestError: A value is missing or does not fit its field.
     """
     out: list[bytes] = []
+    if not isinstance(values, Mapping):
+        raise MalformedRequestError(f"fields are given as a mapping, not {type(values).__name__}")
     for field in fields:
         if field.name not in values:
             raise MalformedRequestError(f"field {field.name!r} is missing")
@@ -113,11 +163,14 @@ def _encode_one(field: Field, value: Any, out: list[bytes]) -> None:
         if kind in _INTEGERS:
             out.append(_INTEGERS[kind].pack(value))
         elif kind in (Kind.BYTES16, Kind.BYTES32):
-            out += (_LENGTHS[kind].pack(len(value)), bytes(value))
+            raw = _raw(field, value)
+            out += (_LENGTHS[kind].pack(len(raw)), raw)
         elif kind is Kind.TEXT16:
-            raw = value.encode()
+            raw = _encoded(field, value)
             out += (_LENGTHS[kind].pack(len(raw)), raw)
         elif kind in (Kind.LIST16, Kind.LIST32):
+            if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+                raise MalformedRequestError(f"field {field.name!r} must be a list, not {type(value).__name__}")
             out.append(_LENGTHS[kind].pack(len(value)))
             single = len(field.items) == 1
             for item in value:
@@ -126,23 +179,37 @@ def _encode_one(field: Field, value: Any, out: list[bytes]) -> None:
                 else:
                     out.append(encode_fields(field.items, item))
         elif kind is Kind.REST:
-            out.append(bytes(value))
+            out.append(_raw(field, value))
         elif kind is Kind.REST_TEXT:
-            out.append(value.encode())
+            out.append(_encoded(field, value))
         else:
-            out.append(encode_map(value) if value else b"")
+            # An empty map is sent as nothing at all; None is not a map and is refused.
+            out.append(b"" if value == {} else encode_map(value))
     except (struct.error, UnicodeEncodeError) as error:
         raise MalformedRequestError(f"field {field.name!r} cannot be encoded: {error}") from None
 
 
-def decode_fields(fields: Sequence[Field], payload: bytes) -> dict[str, Any]:
-    """Decode a whole payload by a layout.
+def _raw(field: Field, value: object) -> bytes:
+    # bytes(5) would be five zero bytes, and len() of a memoryview counts its elements.
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    raise MalformedRequestError(f"field {field.name!r} must be bytes, not {type(value).__name__}")
+
+
+def _encoded(field: Field, value: object) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    raise MalformedRequestError(f"field {field.name!r} must be text, not {type(value).__name__}")
+
+
+def decode_fields(fields: Sequence[Field], payload: bytes, at: int = 0) -> dict[str, Any]:
+    """Decode a payload by a layout, from offset ``at`` to its end.
 
     Raises:
         MalformedRequestError: The payload is too short, has bytes left over, or holds invalid text;
             the message names the field and the offset.
     """
-    values, end = _decode_sequence(fields, payload, 0)
+    values, end = _decode_sequence(fields, payload, at)
     if end != len(payload):
         raise MalformedRequestError(f"{len(payload) - end} bytes left over after the last field, at offset {end}")
     return values

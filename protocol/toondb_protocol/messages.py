@@ -7,13 +7,14 @@ path are encoded and decoded by it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from .errors import MalformedRequestError
 from .layout import Field, Kind, decode_fields, encode_fields
-from .opcodes import EXTENDED, NO_TRANSACTION, Opcode, Reply
+from .opcodes import EXTENDED, Opcode, Reply
 
 __all__ = [
     "BEGIN_OPTIONS",
@@ -30,6 +31,7 @@ __all__ = [
     "MapKey",
     "Message",
     "ReplyLayout",
+    "check_body",
     "decode_request",
     "encode_request",
 ]
@@ -353,6 +355,40 @@ REPLIES: dict[Reply, ReplyLayout] = {
 }
 
 
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "bin": lambda value: type(value) is bytes,
+    "text": lambda value: type(value) is str,
+    "bool": lambda value: type(value) is bool,
+    "uint": lambda value: type(value) is int and value >= 0,
+    "nil": lambda value: value is None,
+    "map": lambda value: type(value) is dict,
+    "array of bin": lambda value: type(value) is list and set(map(type, value)) <= {bytes},
+    "array of text": lambda value: type(value) is list and set(map(type, value)) <= {str},
+}
+
+
+def check_body(keys: Sequence[MapKey], body: Mapping[str, Any]) -> None:
+    """Check a decoded map body of a request against its keys.
+
+    An option that is not known is refused, so that none is ever accepted and ignored. Hellos are exempt:
+    their unknown keys are how newer peers announce what they can do.
+
+    Args:
+        keys: The keys of the table, for example :data:`SCAN_KEYS`.
+        body: The decoded map.
+
+    Raises:
+        MalformedRequestError: A key is unknown or its value has another type; the message lists what is known.
+    """
+    known = {key.name: key for key in keys}
+    for name, value in body.items():
+        key = known.get(name)
+        if key is None:
+            raise MalformedRequestError(f"unknown key {name!r} in the body, known are: {', '.join(known)}")
+        if not any(_TYPES[kind](value) for kind in key.types.split(" or ")):
+            raise MalformedRequestError(f"key {name!r} of the body must be {key.types}, got {type(value).__name__}")
+
+
 def encode_request(
     opcode: Opcode, values: Mapping[str, Any] | None = None, *, txn: int | None = None
 ) -> tuple[int, bytes]:
@@ -383,12 +419,11 @@ def decode_request(opcode: int, payload: bytes) -> tuple[Opcode, int | None, dic
         MalformedRequestError: The payload does not have the layout.
         KeyError: The opcode is unknown.
     """
-    known = Opcode(opcode & ~EXTENDED) if opcode & ~EXTENDED in Opcode._value2member_map_ else None
-    if known is None:
-        raise KeyError(opcode)
-    message = MESSAGES[known]
+    message = _BY_NUMBER[opcode & ~EXTENDED]
     if not opcode & EXTENDED:
-        return known, None, decode_fields(message.classic, payload)
-    head = decode_fields((TXN_FIELD,), payload[:8])
-    txn: int = head["txn"]
-    return known, txn if txn else NO_TRANSACTION, decode_fields(message.extended, payload[8:])
+        return message.opcode, None, decode_fields(message.classic, payload)
+    txn: int = decode_fields((TXN_FIELD,), payload[:8])["txn"]
+    return message.opcode, txn, decode_fields(message.extended, payload, 8)
+
+
+_BY_NUMBER: dict[int, Message] = {int(opcode): message for opcode, message in MESSAGES.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .errors import InvalidPathError
 
@@ -19,6 +19,8 @@ def split_path(path: str | Sequence[str]) -> list[str]:
         segments = path.split("/")
     elif isinstance(path, (bytes, bytearray, memoryview)):
         raise InvalidPathError("a path is text or a list of text segments, not bytes")
+    elif not isinstance(path, Iterable):
+        raise InvalidPathError(f"a path is text or a list of text segments, not {type(path).__name__}")
     else:
         segments = list(path)
     check_segments(segments)

@@ -7,8 +7,10 @@ It belongs to the contract between processes, because a client that reads the da
     0       1     tag: high nibble = format version (1), low nibble = flags
     1       8     LSN of the commit that wrote the record
     9       4     CRC-32 (zlib) of the key followed by everything after this header
-    13      8     only with FLAG_EXPIRES: expiry time, milliseconds since the Unix epoch
-    13/21   ...   the value
+    13      ...   the value
+
+Flag 0x01 (FLAG_EXPIRES) is reserved for records whose value follows an 8-byte expiry time; version 1 writes no
+flags, and a reader refuses a tag that it does not know.
 
 The CRC is not verified on the read path (the page cache is trusted as LMDB trusts it); ``check``,
 ``backup`` and ``restore`` verify it.
@@ -67,7 +69,7 @@ def encode_record(key: bytes, value: bytes, lsn: int) -> bytes:
 
 
 def decode_value(raw: bytes) -> bytes:
-    """The value of a stored record (no checksum verification)."""
+    """The value of a stored record, without looking at its header: for folders whose format is known."""
     return raw[HEADER_SIZE:]
 
 

@@ -1,0 +1,259 @@
+"""What is measured: rows of cells, and the targets between them.
+
+The cells of a row take turns, so everything that a target compares stands in the same row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["ROWS", "Cell", "Row", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One contestant of a row.
+
+    Args:
+        label: Unique in the row.
+        server: A name of :mod:`benchmarks.servers`.
+        driver: A name of :data:`benchmarks.drivers.DRIVERS`; empty for memory and start-up.
+        operation: What it does (see :mod:`benchmarks.drivers`, :mod:`benchmarks.footprint`).
+        processes: Number of client processes; for memory, the number of open connections.
+    """
+
+    label: str
+    server: str
+    driver: str = ""
+    operation: str = ""
+    processes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a cell must reach.
+
+    Args:
+        text: The target in words.
+        cell: Label of the cell that is judged.
+        limit: The least acceptable value (the most, when ``at_most``). With a baseline, a factor of it.
+        baseline: Label of the cell to divide by, round by round; None = an absolute figure.
+        at_most: Lower is better.
+    """
+
+    text: str
+    cell: str
+    limit: float
+    baseline: str | None = None
+    at_most: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of questions to several contestants; the first cell is what the others are compared with."""
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+    targets: tuple[Target, ...] = ()
+    measure: Literal["rate", "memory", "start"] = "rate"
+    unit: str = "/s"
+
+
+PUBLIC = "ToonDB, public client"
+SOCKET = "ToonDB, raw socket"
+REDIS = "redis, redis-py"
+ECHO = "bare echo, raw socket"
+LMDB = "raw LMDB in process"
+DIRECT = "ToonDB, direct reads"
+
+
+def _ping() -> Row:
+    return Row(
+        "ping-1",
+        "PING round trip, 1 client",
+        (
+            Cell(PUBLIC, "toondb-off", "toondb", "ping"),
+            Cell(SOCKET, "toondb-off", "toondb-socket", "ping"),
+            Cell(REDIS, "redis", "redis", "ping"),
+        ),
+    )
+
+
+def _get(processes: int) -> Row:
+    targets: tuple[Target, ...] = ()
+    if processes == 1:
+        targets = (Target("single-client GET, not slower than redis-py", PUBLIC, 1.0, REDIS),)
+    if processes == 8:
+        targets = (Target("GET, 8 processes, against the bare echo server", SOCKET, 0.85, ECHO),)
+    return Row(
+        f"get-{processes}",
+        f"GET, {processes} client process{'es' if processes > 1 else ''}",
+        (
+            Cell(PUBLIC, "toondb-off", "toondb", "get", processes),
+            Cell(SOCKET, "toondb-off", "toondb-socket", "get", processes),
+            Cell(REDIS, "redis", "redis", "get", processes),
+            Cell(ECHO, "echo", "echo", "get", processes),
+        ),
+        targets,
+    )
+
+
+def _put(processes: int) -> Row:
+    return Row(
+        f"put-{processes}",
+        f"PUT without waiting for the disk, {processes} client process{'es' if processes > 1 else ''}",
+        (
+            Cell("ToonDB, sync off", "toondb-off", "toondb", "put", processes),
+            Cell("redis, no log", "redis", "redis", "put", processes),
+        ),
+    )
+
+
+def _pipeline(operation: str, size: int) -> Row:
+    targets: tuple[Target, ...] = ()
+    if operation == "get":
+        targets = (Target(f"pipelined GET ({size}), against redis-py's pipeline", PUBLIC, 2.0, REDIS),)
+    return Row(
+        f"pipeline-{operation}-{size}",
+        f"{operation.upper()}, pipelined in batches of {size}, 1 client",
+        (
+            Cell(PUBLIC, "toondb-off", "toondb", f"{operation}*{size}"),
+            Cell(REDIS, "redis", "redis", f"{operation}*{size}"),
+        ),
+        targets,
+    )
+
+
+def _scan() -> Row:
+    return Row(
+        "scan",
+        "Scan of all items, streamed, 1 client",
+        (
+            Cell(PUBLIC, "toondb-off", "toondb", "scan"),
+            Cell(DIRECT, "toondb-off", "toondb-direct", "scan"),
+            Cell(LMDB + ", cursor", "lmdb", "lmdb", "scan"),
+        ),
+        (Target("streamed scan", PUBLIC, 500_000),),
+        unit=" items/s",
+    )
+
+
+def _durable_full() -> Row:
+    one, many, log_many = "ToonDB, full, 1 process", "ToonDB, full, 32 processes", "redis, always, 32 processes"
+    lmdb = "raw LMDB in process, sync commits"
+    return Row(
+        "durable-full",
+        "Durable PUT: on the disk before the answer",
+        (
+            Cell(one, "toondb-full", "toondb", "put"),
+            Cell(lmdb, "lmdb", "lmdb", "put"),
+            Cell("redis, always, 1 process", "redis-always", "redis", "put"),
+            Cell(many, "toondb-full", "toondb", "put", 32),
+            Cell(log_many, "redis-always", "redis", "put", 32),
+        ),
+        (
+            Target("durable PUT, 1 client, against raw LMDB sync commits", one, 0.8, lmdb),
+            Target("durable PUT, 32 processes, against 1 client", many, 5.0, one),
+            Target("durable PUT, 32 processes, against redis appendfsync always", many, 0.7, log_many),
+        ),
+    )
+
+
+def _sync_modes() -> Row:
+    modes = ("full", "normal", "off")
+    return Row(
+        "sync-modes",
+        "PUT in each sync mode",
+        tuple(
+            Cell(
+                f"{mode}, {processes} process{'es' if processes > 1 else ''}",
+                f"toondb-{mode}",
+                "toondb",
+                "put",
+                processes,
+            )
+            for processes in (1, 32)
+            for mode in modes
+        ),
+    )
+
+
+def _direct() -> tuple[Row, Row]:
+    one = Row(
+        "direct-1",
+        "GET by direct reads, 1 process",
+        (
+            Cell(DIRECT, "toondb-off", "toondb-direct", "get"),
+            Cell(PUBLIC, "toondb-off", "toondb", "get"),
+            Cell(LMDB, "lmdb", "lmdb", "get"),
+        ),
+        (Target("direct GET, against GET over the socket, 1 process", DIRECT, 10.0, PUBLIC),),
+    )
+    eight = Row(
+        "direct-8",
+        "GET by direct reads, 8 processes",
+        (
+            Cell(DIRECT, "toondb-off", "toondb-direct", "get", 8),
+            Cell(LMDB, "lmdb", "lmdb", "get", 8),
+            Cell(ECHO, "echo", "echo", "get", 8),
+        ),
+        (Target("direct GET, 8 processes, against the bare echo server", DIRECT, 5 * 1.15, ECHO),),
+    )
+    return one, eight
+
+
+def _memory() -> Row:
+    kinds = (("ToonDB", "toondb"), ("redis", "redis"), ("bare echo", "echo"))
+    idle = [
+        Cell(f"{label}, idle, {name.upper()}", server, "", name, 0)
+        for label, server in kinds
+        for name in ("rss", "pss")
+    ]
+    busy = [
+        Cell(f"{label}, 1,000 connections, {name.upper()}", server, "", name, 1000)
+        for label, server in kinds
+        for name in ("rss", "pss")
+    ]
+    return Row(
+        "memory",
+        "Memory of an empty server",
+        (*idle, *busy),
+        (Target("memory of an idle daemon", "ToonDB, idle, RSS", 60.0, at_most=True),),
+        measure="memory",
+        unit=" MB",
+    )
+
+
+def _start() -> Row:
+    return Row(
+        "start",
+        "Process start to READY",
+        (
+            Cell("ToonDB, new folder", "toondb", "", "empty"),
+            Cell("ToonDB, loaded folder", "toondb", "", "loaded"),
+            Cell("redis, new folder", "redis", "", "empty"),
+            Cell("bare echo", "echo", "", "empty"),
+        ),
+        (
+            Target("start to READY, new folder", "ToonDB, new folder", 0.5, at_most=True),
+            Target("start to READY, loaded folder", "ToonDB, loaded folder", 0.5, at_most=True),
+        ),
+        measure="start",
+        unit=" s",
+    )
+
+
+ROWS: tuple[Row, ...] = (
+    _ping(),
+    *(_get(processes) for processes in (1, 8, 32)),
+    *(_put(processes) for processes in (1, 8, 32)),
+    *(_pipeline(operation, size) for operation in ("get", "put") for size in (100, 1000)),
+    _scan(),
+    _durable_full(),
+    _sync_modes(),
+    *_direct(),
+    _memory(),
+    _start(),
+)

@@ -1,0 +1,147 @@
+"""Runs rows: starts what they need, lets the contestants take turns, collects the samples."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.children import Child, ChildError, Children
+from benchmarks.crew import Crew, CrewError
+from benchmarks.footprint import measure_memory, measure_start, raise_descriptor_limit
+from benchmarks.report import CellResult, RowResult
+from benchmarks.rows import Cell, Row
+from benchmarks.servers import Servers, cpu_seconds, missing
+from benchmarks.timing import Samples, turns
+from benchmarks.workload import Workload
+
+__all__ = ["Effort", "run_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to measure.
+
+    Args:
+        rounds: Turns of each contestant.
+        seconds: Length of one turn.
+        warm_up: Length of the turn before the first, which is thrown away.
+        starts: Process starts of each contestant in the start-up and memory rows.
+    """
+
+    rounds: int
+    seconds: float
+    warm_up: float
+    starts: int
+
+
+FULL = Effort(rounds=7, seconds=0.5, warm_up=0.2, starts=7)
+QUICK = Effort(rounds=3, seconds=0.2, warm_up=0.05, starts=3)
+
+
+def _measure_rate(row: Row, servers: Servers, crew: Crew, effort: Effort) -> list[CellResult]:
+    failures: dict[str, str] = {}
+    connections: dict[str, int] = defaultdict(int)
+    server_of: dict[str, Child | None] = {}
+
+    def connection(cell: Cell) -> str:
+        return f"{cell.driver}@{cell.server}"
+
+    for cell in row.cells:
+        if missing(cell.server, cell.driver):
+            failures[cell.label] = "not installed"
+        else:
+            connections[connection(cell)] = max(connections[connection(cell)], cell.processes)
+
+    for cell in row.cells:
+        name = connection(cell)
+        if cell.label in failures or name in server_of:
+            continue
+        try:
+            server_of[name], address = servers.shared(cell.server)
+            crew.open(name, cell.driver, address, connections[name])
+            if cell.driver in ("toondb", "redis", "lmdb"):
+                servers.load(cell.server, crew, name)
+        except (ChildError, CrewError) as error:
+            for other in row.cells:
+                if connection(other) == name:
+                    failures[other.label] = f"failed: {error}"
+
+    values: dict[str, list[float]] = defaultdict(list)
+    cpu: dict[str, list[float]] = defaultdict(list)
+
+    def turn(cell: Cell, seconds: float, keep: bool) -> None:
+        if cell.label in failures:
+            return
+        server = server_of[connection(cell)]
+        try:
+            before = cpu_seconds(server.pid) if server else 0.0
+            rate, count = crew.run(connection(cell), cell.operation, seconds, cell.processes)
+            used = cpu_seconds(server.pid) - before if server else 0.0
+        except (CrewError, OSError) as error:
+            failures[cell.label] = f"failed: {error}"
+            return
+        if keep:
+            values[cell.label].append(rate)
+            if server and cell.driver != "toondb-direct":
+                cpu[cell.label].append(used / count * 1e6)
+
+    for cell in row.cells:
+        turn(cell, effort.warm_up, keep=False)
+    for _, cell in turns(row.cells, effort.rounds):
+        turn(cell, effort.seconds, keep=True)
+    for name in server_of:
+        try:
+            crew.close(name, connections[name])
+        except CrewError:
+            pass  # the failure of this connection stands in its cells already
+    return [
+        CellResult(cell.label, status=failures[cell.label])
+        if cell.label in failures
+        else CellResult(
+            cell.label,
+            Samples(tuple(values[cell.label])),
+            server_cpu_us=Samples(tuple(cpu[cell.label])) if cpu[cell.label] else None,
+        )
+        for cell in row.cells
+    ]
+
+
+def run_rows(
+    rows: Iterable[Row],
+    *,
+    workload: Workload,
+    effort: Effort,
+    data: Path,
+    sockets: Path,
+    report: Callable[[RowResult], None],
+) -> list[RowResult]:
+    """Measure rows one after the other.
+
+    Args:
+        rows: What to measure.
+        workload: The records.
+        effort: How long to measure.
+        data: An empty folder on the disk to measure.
+        sockets: An empty folder with a short path.
+        report: Called with each result as soon as there is one.
+
+    Returns:
+        All results. A contestant that is missing or failed has no samples and says why.
+    """
+    raise_descriptor_limit()
+    results: list[RowResult] = []
+    with Children(sockets) as children, Crew(children, workload) as crew:
+        servers = Servers(children, data, sockets, workload)
+        for row in rows:
+            if row.measure == "memory":
+                cells = measure_memory(row.cells, servers, effort.starts)
+            elif row.measure == "start":
+                cells = measure_start(row.cells, servers, crew, effort.starts)
+            else:
+                cells = _measure_rate(row, servers, crew, effort)
+            result = RowResult(row, tuple(cells))
+            results.append(result)
+            report(result)
+    return results

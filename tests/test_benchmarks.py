@@ -1,0 +1,210 @@
+"""The harness of the benchmarks: its arithmetic, its reports and its worker processes. No timing is judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main, select_rows
+from benchmarks.children import ChildError, Children, project_environment
+from benchmarks.crew import Crew, CrewError
+from benchmarks.drivers import DRIVERS
+from benchmarks.machine import describe_machine
+from benchmarks.report import CellResult, RowResult, format_row, format_verdicts, judge, to_json, write_json
+from benchmarks.rows import ROWS, Cell, Row, Target
+from benchmarks.run import Effort, run_rows
+from benchmarks.servers import Servers, missing
+from benchmarks.timing import Samples, ratios, turns
+from benchmarks.workload import Workload
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = Workload(keys=1000, value_size=20)
+ECHO_ROW = Row(
+    "echo",
+    "Echo",
+    (Cell("one", "echo", "echo", "get"), Cell("two", "echo", "echo", "get", 2)),
+    (Target("one against two", "one", 1e-9, "two"),),
+)
+
+
+def test_samples_summarise() -> None:
+    samples = Samples((3.0, 1.0, 2.0))
+    assert (samples.median, samples.min, samples.max) == (2.0, 1.0, 3.0)
+    assert samples.to_dict() == {"median": 2.0, "min": 1.0, "max": 3.0, "values": [3.0, 1.0, 2.0]}
+    with pytest.raises(ValueError, match="at least one"):
+        Samples(())
+
+
+def test_ratio_is_taken_within_each_round() -> None:
+    # The machine halves its speed in the second round: the medians' ratio would be 30/20, the truth is 2.
+    fast, slow = Samples((40.0, 20.0, 30.0)), Samples((20.0, 10.0, 15.0))
+    assert ratios(fast, slow).values == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match="rounds"):
+        ratios(fast, Samples((1.0,)))
+    with pytest.raises(ValueError, match="not positive"):
+        ratios(fast, Samples((1.0, 0.0, 1.0)))
+
+
+def test_turns_alternate_direction() -> None:
+    assert list(turns("AB", 3)) == [(0, "A"), (0, "B"), (1, "B"), (1, "A"), (2, "A"), (2, "B")]
+
+
+def _result(*, ours: CellResult, theirs: CellResult) -> RowResult:
+    row = Row(
+        "x",
+        "X",
+        (Cell("ours", "toondb"), Cell("theirs", "redis")),
+        (
+            Target("ratio", "ours", 2.0, "theirs"),
+            Target("absolute", "ours", 100.0),
+            Target("at most", "ours", 100.0, at_most=True),
+        ),
+    )
+    return RowResult(row, (ours, theirs))
+
+
+def test_judge_passes_and_misses() -> None:
+    result = _result(
+        ours=CellResult("ours", Samples((50.0, 60.0, 70.0))),
+        theirs=CellResult("theirs", Samples((20.0, 30.0, 70.0))),
+    )
+    verdicts = judge([result])
+    assert [(verdict.measured, verdict.status) for verdict in verdicts] == [
+        (2.0, "pass"),
+        (60.0, "MISS"),
+        (60.0, "pass"),
+    ]
+
+
+def test_judge_does_not_judge_what_is_missing() -> None:
+    result = _result(ours=CellResult("ours", Samples((50.0,))), theirs=CellResult("theirs", status="not installed"))
+    assert [verdict.status for verdict in judge([result])] == ["not measured", "MISS", "pass"]
+    result = _result(ours=CellResult("ours", status="failed: no daemon"), theirs=CellResult("theirs", Samples((1.0,))))
+    assert [verdict.passed for verdict in judge([result])] == [None, None, None]
+    text = format_row(result) + format_verdicts(judge([result]))
+    assert "failed: no daemon" in text
+    assert "not measured" in text
+
+
+def test_report_shows_and_writes_results(tmp_path: Path) -> None:
+    result = _result(
+        ours=CellResult("ours", Samples((120_000.0,)), server_cpu_us=Samples((7.25,))),
+        theirs=CellResult("theirs", Samples((60_000.0,))),
+    )
+    text = format_row(result)
+    assert "120,000/s" in text
+    assert "x 2.00" in text
+    assert "7.2 us server CPU" in text
+    path = tmp_path / "new" / "report.json"
+    write_json(path, to_json({"cpu": "c"}, {"quick": True}, [result], "20260101T000000Z"))
+    document = json.loads(path.read_text())
+    assert document["version"] == 1
+    assert document["machine"] == {"cpu": "c"}
+    assert document["rows"][0]["cells"][0]["samples"]["values"] == [120_000.0]
+    assert [target["status"] for target in document["targets"]] == ["pass", "pass", "miss"]
+
+
+def test_rows_are_consistent() -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+    for row in ROWS:
+        labels = [cell.label for cell in row.cells]
+        assert len(set(labels)) == len(labels), row.name
+        for cell in row.cells:
+            missing(cell.server, cell.driver)  # raises for a server that nobody knows
+            assert (cell.driver in DRIVERS) == (row.measure == "rate")
+        for target in row.targets:
+            assert target.cell in labels, row.name
+            assert target.baseline is None or target.baseline in labels, row.name
+
+
+def test_only_selects_by_pattern_in_the_order_of_the_rows() -> None:
+    assert [row.name for row in select_rows(["scan", "get-*"])] == ["get-1", "get-8", "get-32", "scan"]
+    with pytest.raises(ValueError, match="no row 'nope'"):
+        select_rows(["nope"])
+
+
+def test_list_names_every_row() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--list"],
+        cwd=ROOT,
+        env=project_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [row.name for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "nope"], "there is no row 'nope'"),
+        (["--rounds", "0"], "--rounds >= 1"),
+        (["--dir", "/nonexistent"], "is not a folder"),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_machine_description(tmp_path: Path) -> None:
+    machine = describe_machine(tmp_path)
+    assert {"cpu", "cores", "memory_mb", "kernel", "python", "libraries", "filesystem", "fsync"} <= set(machine)
+    assert machine["filesystem"] != "unknown"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workload_is_the_same_for_the_same_seed() -> None:
+    assert SMALL.sample(1, 50) == SMALL.sample(1, 50) != SMALL.sample(2, 50)
+    records = dict(SMALL.records())
+    assert len(records) == 1000
+    assert records[b"user:00000999"] == b"v" * 20
+    assert set(SMALL.sample(3)) <= set(records)
+
+
+def test_crew_runs_a_contestant_and_every_process_ends(tmp_path: Path) -> None:
+    results: list[RowResult] = []
+    run_rows(
+        [ECHO_ROW],
+        workload=SMALL,
+        effort=Effort(rounds=2, seconds=0.01, warm_up=0.01, starts=1),
+        data=tmp_path,
+        sockets=tmp_path,
+        report=results.append,
+    )
+    (result,) = results
+    assert [cell.status for cell in result.cells] == ["ok", "ok"]
+    assert all(cell.samples is not None and cell.samples.min > 0 for cell in result.cells)
+    assert [verdict.status for verdict in judge(results)] == ["pass"]
+
+
+def test_a_failing_operation_is_reported_and_the_crew_goes_on(tmp_path: Path) -> None:
+    with Children(tmp_path) as children, Crew(children, SMALL) as crew:
+        child, address = Servers(children, tmp_path, tmp_path, SMALL).start("echo")
+        assert child is not None
+        crew.open("echo", "echo", address, 2)
+        with pytest.raises(CrewError, match="no operation 'scan'"):
+            crew.run("echo", "scan", 0.01, 2)
+        rate, count = crew.run("echo", "get", 0.01, 2)
+        assert rate > 0
+        assert count >= 2
+        children.stop(child)
+        assert child.process.returncode == 0
+        with pytest.raises(CrewError):
+            crew.run("echo", "get", 0.01, 2)
+
+
+def test_a_server_that_ends_early_is_explained(tmp_path: Path) -> None:
+    with Children(tmp_path) as children:
+        with pytest.raises(ChildError, match="ended before it was ready: out of luck"):
+            children.start([sys.executable, "-c", "print('out of luck')"], label="server", ready_timeout=30.0)
+        with pytest.raises(ChildError, match="could not be started"):
+            children.start(["/nonexistent/program"], label="server", ready_timeout=30.0)

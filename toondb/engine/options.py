@@ -1,0 +1,75 @@
+"""Options of the storage engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from toondb_protocol.errors import ConfigurationError
+
+__all__ = ["DEFAULT_MAP_SIZE", "EngineOptions", "Isolation", "SyncMode"]
+
+DEFAULT_MAP_SIZE = 1 << 40
+"""Address space reserved for the map: 1 TiB. The file itself grows only with the data."""
+
+MIN_MAP_SIZE = 1 << 20
+
+
+class SyncMode(StrEnum):
+    """What an acknowledged write survives.
+
+    ``FULL``: power loss. ``NORMAL``: a crash of any process; power loss may undo the last commits but never
+    damages the store. ``OFF``: a crash of any process; power loss may damage the store.
+    """
+
+    FULL = "full"
+    NORMAL = "normal"
+    OFF = "off"
+
+
+class Isolation(StrEnum):
+    """What a transaction is protected from.
+
+    ``SNAPSHOT``: reads one snapshot, first committer wins on written keys. ``SERIALIZABLE``: also every key
+    and range that it read must be unchanged when it commits.
+    """
+
+    SNAPSHOT = "snapshot"
+    SERIALIZABLE = "serializable"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine opens its folder.
+
+    Args:
+        create_if_missing: Create the folder (not its parents) and the store when absent.
+        sync_mode: See :class:`SyncMode`.
+        map_size: Upper bound of the store in bytes, rounded up to whole pages.
+        max_transaction_bytes: Cap on the keys and values written by one transaction.
+        transaction_idle_seconds: An open transaction or cursor not touched for so long is aborted; 0 = never.
+        transaction_age_seconds: An open transaction or cursor older than this is aborted; 0 = never. A long
+            reader keeps LMDB from reusing freed pages, so the file grows while it is open.
+        max_readers: Snapshots that can be open at once, over all processes.
+
+    Raises:
+        ConfigurationError: A value is out of range; the message names the limits.
+    """
+
+    create_if_missing: bool = True
+    sync_mode: SyncMode = SyncMode.FULL
+    map_size: int = DEFAULT_MAP_SIZE
+    max_transaction_bytes: int = 256 * 1024 * 1024
+    transaction_idle_seconds: float = 0.0
+    transaction_age_seconds: float = 0.0
+    max_readers: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.map_size < MIN_MAP_SIZE:
+            raise ConfigurationError(f"map_size is {self.map_size} bytes, the least is {MIN_MAP_SIZE}")
+        if self.max_transaction_bytes < 1:
+            raise ConfigurationError(f"max_transaction_bytes is {self.max_transaction_bytes}, it must be positive")
+        if self.transaction_idle_seconds < 0 or self.transaction_age_seconds < 0:
+            raise ConfigurationError("age limits are seconds, 0 or more")
+        if not 1 <= self.max_readers <= 1_000_000:
+            raise ConfigurationError(f"max_readers is {self.max_readers}, it must be 1 to 1000000")

@@ -1,0 +1,103 @@
+"""The owner lock: one process owns a database folder, and others learn which.
+
+An exclusive ``flock`` on ``toondb.lock`` is held for the life of the owner; the kernel releases it when the
+process dies, so there is no stale lock. The file's text names the owner for error messages only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+from toondb_protocol.errors import DatabaseLockedError
+
+__all__ = ["LOCK_FILE", "OwnerLock", "read_owner"]
+
+LOCK_FILE = "toondb.lock"
+_MAX_OWNER_BYTES = 4096
+
+_held: weakref.WeakSet[OwnerLock] = weakref.WeakSet()
+
+
+class OwnerLock:
+    """Exclusive ownership of a folder.
+
+    Args:
+        folder: The database folder; it must exist.
+        role: ``daemon``, ``embedded`` or the name of a maintenance command.
+        socket: The daemon's socket, for messages.
+
+    Raises:
+        DatabaseLockedError: Another process holds it; ``details`` has its pid, role and socket.
+    """
+
+    def __init__(self, folder: Path, role: str, socket: str | None = None) -> None:
+        path = folder / LOCK_FILE
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            self._fd = -1
+            raise _locked(folder) from None
+        except BaseException:
+            os.close(self._fd)
+            self._fd = -1
+            raise
+        owner = {"pid": os.getpid(), "role": role, "socket": socket, "since": int(time.time())}
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, json.dumps(owner).encode()[:_MAX_OWNER_BYTES], 0)
+        _held.add(self)
+
+    def release(self) -> None:
+        """Give the folder up. Idempotent."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, 0)
+            os.close(fd)
+
+    def _forget_in_child(self) -> None:
+        # A forked child shares the open file description and would keep the lock after the owner's death.
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _forget_all_in_child() -> None:
+    for lock in list(_held):
+        lock._forget_in_child()
+
+
+os.register_at_fork(after_in_child=_forget_all_in_child)
+
+
+def read_owner(folder: Path) -> dict[str, Any]:
+    """What the lock file says of the owner; empty when it says nothing usable."""
+    try:
+        with open(folder / LOCK_FILE, "rb") as file:
+            owner = json.loads(file.read(_MAX_OWNER_BYTES))
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _locked(folder: Path) -> DatabaseLockedError:
+    owner = read_owner(folder)
+    role, pid, socket = owner.get("role", "process"), owner.get("pid"), owner.get("socket")
+    who = f"{role} with pid {pid}" if pid else "another process"
+    if role == "daemon" and socket:
+        remedy = f"Connect to it with IpcClient.connect({socket!r}), or stop it: toondb-server stop --db {folder}"
+    else:
+        remedy = "Close it there first, or serve the folder to all processes with: toondb-server --db " + str(folder)
+    return DatabaseLockedError(
+        f"the database {folder} is in use by {who}.",
+        remediation=remedy,
+        details={key: owner.get(key) for key in ("pid", "role", "socket", "since") if owner.get(key) is not None},
+    )

@@ -1,0 +1,225 @@
+"""Snapshots: a consistent view of the store at one LSN, and scans over it."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from itertools import repeat
+from typing import Any
+
+import lmdb
+
+from toondb_protocol.errors import DatabaseClosedError, SnapshotExpiredError, ToonDBError
+from toondb_protocol.record import HEADER_SIZE, META_LSN
+
+from .environment import Environment, Space, storage_error
+
+__all__ = ["Snapshot", "SnapshotScan", "read_lsn", "records"]
+
+_unpack_lsn = struct.Struct("<Q").unpack
+
+
+def read_lsn(environment: Environment, txn: Any) -> int:
+    """The LSN that an LMDB transaction sees."""
+    raw = txn.get(META_LSN, db=environment.meta)
+    lsn: int = _unpack_lsn(raw)[0] if raw else 0
+    return lsn
+
+
+def records(
+    txn: Any, database: Any, start: bytes, end: bytes | None, *, reverse: bool = False, values: bool = True
+) -> Iterator[tuple[bytes, bytes]]:
+    """The (key, raw record) pairs of the half-open range [start, end) in key order or reversed.
+
+    The caller stops at the far bound: forward iteration does not look at ``end``, reverse iteration not at
+    ``start`` (checking it here would cost a generator frame for every row). With ``values`` off every record
+    is ``b""`` and no value is copied.
+    """
+    cursor = txn.cursor(db=database)
+    if reverse:
+        found = cursor.last() if end is None or not cursor.set_range(end) else cursor.prev()
+        walk = cursor.iterprev
+    else:
+        found = cursor.set_range(start) if start else cursor.first()
+        walk = cursor.iternext
+    if not found:
+        return iter(())
+    if values:
+        return iter(walk())
+    return zip(walk(keys=True, values=False), repeat(b""))
+
+
+class Snapshot:
+    """A read view. Usable from any thread, by one at a time (a lock sees to it).
+
+    Args:
+        environment: The open environment.
+
+    Attributes:
+        lsn: The last commit it sees.
+        opened_at: ``time.monotonic()`` when it was taken.
+        touched_at: ``time.monotonic()`` when it was last used through a transaction or scan.
+    """
+
+    __slots__ = ("__weakref__", "_ended", "_environment", "_lock", "_txn", "lsn", "opened_at", "touched_at")
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._lock = threading.Lock()
+        self._ended: ToonDBError | None = None
+        try:
+            self._txn: Any = environment.lmdb.begin()
+        except lmdb.Error as error:
+            raise storage_error(error, "taking a snapshot") from None
+        self.lsn = read_lsn(environment, self._txn)
+        self.opened_at = self.touched_at = time.monotonic()
+
+    def record(self, space: Space, key: bytes) -> bytes | None:
+        """The raw record of a key, or None."""
+        with self._lock:
+            if self._txn is None:
+                raise self._over()
+            raw: bytes | None = self._txn.get(key, db=self._environment.spaces[space])
+            return raw
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key, or None."""
+        raw = self.record(Space.KV, key)
+        return None if raw is None else raw[HEADER_SIZE:]
+
+    def records(self, space: Space, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """All (key, raw record) pairs of [start, end); for validation, which runs on one thread."""
+        with self._lock:
+            if self._txn is None:
+                raise self._over()
+            pairs = records(self._txn, self._environment.spaces[space], start, end)
+        for key, raw in pairs:
+            if end is not None and key >= end:
+                return
+            yield key, raw
+
+    @property
+    def closed(self) -> bool:
+        return self._txn is None
+
+    def close(self, ended: ToonDBError | None = None) -> None:
+        """Release the snapshot. Idempotent.
+
+        Args:
+            ended: What later use raises; a DatabaseClosedError when None.
+        """
+        with self._lock:
+            txn, self._txn = self._txn, None
+            if txn is not None:
+                self._ended = ended
+                txn.abort()
+
+    def expire(self, why: str) -> None:
+        """Release it because it was held for too long; later use raises SnapshotExpiredError."""
+        self.close(SnapshotExpiredError(f"the snapshot was {why} and has been released."))
+
+    def _over(self) -> ToonDBError:
+        return self._ended or DatabaseClosedError("the snapshot is closed.", remediation="Take a new one.")
+
+
+class SnapshotScan:
+    """A scan over one snapshot, read in batches.
+
+    Args:
+        snapshot: The view to read.
+        space: The sub-database.
+        start, end: The half-open range; ``end`` None = to the last key.
+        reverse: Descending order.
+        values: False reads keys only; every value is then ``b""``.
+        own: Close the snapshot together with the scan.
+
+    Attributes:
+        exhausted: The end of the range was reached.
+        last_key: The last key given out.
+    """
+
+    __slots__ = ("_end", "_own", "_pairs", "_reverse", "_start", "exhausted", "last_key", "snapshot")
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        space: Space,
+        start: bytes,
+        end: bytes | None,
+        *,
+        reverse: bool = False,
+        values: bool = True,
+        own: bool = False,
+    ) -> None:
+        self.snapshot = snapshot
+        self._start, self._end, self._reverse, self._own = start, end, reverse, own
+        self.exhausted = end is not None and start >= end
+        self.last_key: bytes | None = None
+        with snapshot._lock:
+            if snapshot._txn is None:
+                raise snapshot._over()
+            database = snapshot._environment.spaces[space]
+            self._pairs = records(snapshot._txn, database, start, end, reverse=reverse, values=values)
+
+    def batch(self, max_rows: int, max_bytes: int) -> list[bytes]:
+        """The next rows as a flat list ``[key, value, key, value, ...]``; empty when exhausted.
+
+        Args:
+            max_rows: Rows at the most.
+            max_bytes: Stop after the row that reaches so many bytes.
+
+        Raises:
+            SnapshotExpiredError, DatabaseClosedError: The snapshot is gone.
+        """
+        out: list[bytes] = []
+        if self.exhausted:
+            return out
+        append = out.append
+        size = 0
+        snapshot = self.snapshot
+        with snapshot._lock:
+            if snapshot._txn is None:
+                raise snapshot._over()
+            if self._reverse:
+                start = self._start
+                for key, raw in self._pairs:
+                    if key < start:
+                        self.exhausted = True
+                        break
+                    append(key)
+                    append(raw[HEADER_SIZE:])
+                    size += len(raw) + len(key)
+                    max_rows -= 1
+                    if not max_rows or size >= max_bytes:
+                        break
+                else:
+                    self.exhausted = True
+            else:
+                end = self._end
+                for key, raw in self._pairs:
+                    if end is not None and key >= end:
+                        self.exhausted = True
+                        break
+                    append(key)
+                    append(raw[HEADER_SIZE:])
+                    size += len(raw) + len(key)
+                    max_rows -= 1
+                    if not max_rows or size >= max_bytes:
+                        break
+                else:
+                    self.exhausted = True
+            if out:
+                self.last_key = out[-2]
+        snapshot.touched_at = time.monotonic()
+        if self.exhausted:
+            self.close()
+        return out
+
+    def close(self) -> None:
+        """Give the cursor up, and the snapshot when it is owned. Idempotent."""
+        self._pairs = iter(())
+        self.exhausted = True
+        if self._own:
+            self.snapshot.close()

@@ -1,0 +1,324 @@
+"""Transactions: a snapshot, a write set over it, and what must still hold when it commits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from enum import Enum
+from itertools import zip_longest
+from typing import Any
+
+from toondb_protocol.errors import (
+    ToonDBError,
+    TransactionClosedError,
+    TransactionConflictError,
+    TransactionError,
+    TransactionExpiredError,
+    TransactionTooLargeError,
+)
+from toondb_protocol.record import HEADER_SIZE, decode_lsn, encode_record
+
+from .environment import Environment, Space
+from .options import Isolation
+from .snapshot import Snapshot, SnapshotScan, records
+from .write_set import ABSENT, MergedScan, Scan, WriteSet
+
+__all__ = ["State", "Transaction", "TransactionScan"]
+
+
+class State(Enum):
+    """Life of a transaction."""
+
+    ACTIVE = "active"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+class _ReadRange:
+    """A key range that a serializable transaction has read: [start, end) as far as its scan came."""
+
+    __slots__ = ("end", "space", "start")
+
+    def __init__(self, space: Space, start: bytes, end: bytes | None) -> None:
+        self.space, self.start, self.end = space, start, end
+
+
+class Transaction:
+    """A transaction of the engine. Used by one thread at a time.
+
+    Reads see the snapshot with the transaction's own writes over it. ``Engine.commit`` (or the writer thread,
+    for the daemon) validates and applies it.
+
+    Attributes:
+        id: Unique in this run of the engine, never 0.
+        snapshot: What it reads.
+        isolation: See :class:`Isolation`.
+        state: See :class:`State`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_ended",
+        "_environment",
+        "_limit",
+        "_points",
+        "_ranges",
+        "_size",
+        "id",
+        "isolation",
+        "read_only",
+        "snapshot",
+        "state",
+        "writes",
+    )
+
+    def __init__(
+        self,
+        environment: Environment,
+        transaction_id: int,
+        *,
+        isolation: Isolation = Isolation.SNAPSHOT,
+        read_only: bool = False,
+        max_bytes: int,
+    ) -> None:
+        self.id = transaction_id
+        self.isolation = isolation
+        self.read_only = read_only
+        self.state = State.ACTIVE
+        self.writes: tuple[WriteSet, ...] = tuple(WriteSet() for _ in Space)
+        self._environment = environment
+        self._limit = max_bytes
+        self._size = 0
+        self._ended: ToonDBError | None = None
+        self._points: set[tuple[Space, bytes]] | None = set() if isolation is Isolation.SERIALIZABLE else None
+        self._ranges: list[_ReadRange] = []
+        self.snapshot = Snapshot(environment)
+
+    # Reads
+
+    def get(self, key: bytes, space: Space = Space.KV) -> bytes | None:
+        """The value of a key as this transaction sees it, or None."""
+        self._check_active()
+        self.snapshot.touched_at = time.monotonic()
+        written = self.writes[space].get(key)
+        if written is not ABSENT:
+            return written  # type: ignore[return-value]
+        raw = self.snapshot.record(space, key)
+        if self._points is not None:
+            self._points.add((space, key))
+        return None if raw is None else raw[HEADER_SIZE:]
+
+    def scan(
+        self,
+        start: bytes = b"",
+        end: bytes | None = None,
+        *,
+        reverse: bool = False,
+        values: bool = True,
+        space: Space = Space.KV,
+    ) -> Scan:
+        """A scan of [start, end) over snapshot and write set, both as of now: later writes do not show in it."""
+        self._check_active()
+        base: Scan = SnapshotScan(self.snapshot, space, start, end, reverse=reverse, values=values)
+        changes = self.writes[space].range(start, end)
+        if changes:
+            base = MergedScan(base, changes, reverse=reverse)
+        if self._points is None:
+            return TransactionScan(self, base, None, start, end, reverse)
+        covered = _ReadRange(space, start, start) if not reverse else _ReadRange(space, end or b"", end)
+        self._ranges.append(covered)
+        return TransactionScan(self, base, covered, start, end, reverse)
+
+    # Writes
+
+    def put(self, key: bytes, value: bytes | None, space: Space = Space.KV) -> None:
+        """Record a write; ``value`` None deletes the key.
+
+        Raises:
+            TransactionTooLargeError: The write set would exceed its cap; it stays as it was.
+            TransactionError: The transaction is read-only or over.
+        """
+        self._check_active()
+        if self.read_only:
+            raise TransactionError("the transaction is read-only.", remediation="Begin it without read_only.")
+        self.snapshot.touched_at = time.monotonic()
+        writes = self.writes[space]
+        size = self._size + writes.growth(key, value)
+        if size > self._limit:
+            raise TransactionTooLargeError(
+                f"the transaction would hold {size} bytes of writes, its cap is {self._limit}.",
+                details={"limit": self._limit, "actual": size},
+            )
+        writes.put(key, value)
+        self._size = size
+
+    def delete(self, key: bytes, space: Space = Space.KV) -> None:
+        """Record the delete of a key."""
+        self.put(key, None, space)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether it has written anything."""
+        return any(map(len, self.writes))
+
+    # End
+
+    def abort(self, ended: ToonDBError | None = None) -> None:
+        """End it without applying anything. Idempotent; ``ended`` is what later use raises."""
+        if self.state in (State.ACTIVE, State.COMMITTING):
+            self.state = State.ABORTED
+            self._ended = ended
+            self._release(ended)
+
+    def expire(self, why: str) -> None:
+        """Abort it because it was ``why`` (idle or open for too long)."""
+        if self.state is State.ACTIVE:
+            self.abort(TransactionExpiredError(f"transaction {self.id} was {why} and has been aborted."))
+
+    def start_commit(self) -> None:
+        """Freeze it for the writer thread."""
+        self._check_active()
+        self.state = State.COMMITTING
+
+    def committed(self) -> None:
+        """Note that the writer applied it."""
+        self.state = State.COMMITTED
+        self._release(None)
+
+    def _release(self, ended: ToonDBError | None) -> None:
+        self.snapshot.close(ended or self._closed_error())
+        self.writes = tuple(WriteSet() for _ in Space)
+        self._ranges = []
+        if self._points is not None:
+            self._points = set()
+
+    def _closed_error(self) -> ToonDBError:
+        return TransactionClosedError(f"transaction {self.id} is already {self.state.value}.")
+
+    def _check_active(self) -> None:
+        if self.state is not State.ACTIVE:
+            raise self._ended or self._closed_error()
+
+    # Validation and application, on the writer thread
+
+    def validate(self, txn: Any) -> None:
+        """Check against the state inside the LMDB write transaction ``txn``.
+
+        First committer wins: a written key must have the record that the snapshot has. LSNs only grow, so a
+        record not newer than the snapshot is that record; only for a key that is absent now must the
+        snapshot be asked. A serializable transaction also checks every point and range that it read.
+
+        Raises:
+            TransactionConflictError: Names the first key that another transaction changed.
+        """
+        since = self.snapshot.lsn
+        spaces = self._environment.spaces
+        for space in Space:
+            database = spaces[space]
+            get = txn.get
+            for key in self.writes[space].keys():
+                self._check_key(space, key, get(key, db=database), since, "wrote")
+        if self._points is None:
+            return
+        for space, key in self._points:
+            self._check_key(space, key, txn.get(key, db=spaces[space]), since, "read")
+        for covered in self._ranges:
+            self._check_range(txn, covered)
+
+    def _check_key(self, space: Space, key: bytes, now: bytes | None, since: int, did: str) -> None:
+        if (self.snapshot.record(space, key) is not None) if now is None else (decode_lsn(now) > since):
+            raise _conflict(self.id, did, key)
+
+    def _check_range(self, txn: Any, covered: _ReadRange) -> None:
+        start, end = covered.start, covered.end
+        if end is not None and start >= end:
+            return
+        now = _until(records(txn, self._environment.spaces[covered.space], start, end), end)
+        then = self.snapshot.records(covered.space, start, end)
+        for old, new in zip_longest(then, now):
+            if old is None or new is None or old[0] != new[0] or old[1][:HEADER_SIZE] != new[1][:HEADER_SIZE]:
+                key = min(pair[0] for pair in (old, new) if pair is not None)
+                raise _conflict(self.id, "scanned past", key)
+
+    def apply(self, txn: Any, lsn: int) -> int:
+        """Write the write set into the LMDB transaction as commit ``lsn`` + 1.
+
+        Returns:
+            The LSN of this commit.
+
+        Raises:
+            TransactionConflictError: See :meth:`validate`; nothing was written then.
+        """
+        if lsn != self.snapshot.lsn:
+            self.validate(txn)
+        lsn += 1
+        for space in Space:
+            database = self._environment.spaces[space]
+            put, delete = txn.put, txn.delete
+            for key, value in self.writes[space].items():
+                if value is None:
+                    delete(key, db=database)
+                else:
+                    put(key, encode_record(key, value, lsn), db=database)
+        return lsn
+
+
+class TransactionScan:
+    """A scan of a transaction: marks it as touched, and records how far a serializable one has read."""
+
+    __slots__ = ("_covered", "_end", "_reverse", "_scan", "_start", "transaction")
+
+    def __init__(
+        self,
+        transaction: Transaction,
+        scan: Scan,
+        covered: _ReadRange | None,
+        start: bytes,
+        end: bytes | None,
+        reverse: bool,
+    ) -> None:
+        self.transaction = transaction
+        self._scan, self._covered = scan, covered
+        self._start, self._end, self._reverse = start, end, reverse
+
+    @property
+    def exhausted(self) -> bool:
+        return self._scan.exhausted
+
+    @property
+    def last_key(self) -> bytes | None:
+        return self._scan.last_key
+
+    def batch(self, max_rows: int, max_bytes: int) -> list[bytes]:
+        """The next rows, see ``SnapshotScan.batch``."""
+        self.transaction._check_active()
+        out = self._scan.batch(max_rows, max_bytes)
+        self.transaction.snapshot.touched_at = time.monotonic()
+        covered = self._covered
+        if covered is not None:
+            if self._scan.exhausted:
+                covered.start, covered.end = self._start, self._end
+            elif out and self._reverse:
+                covered.start = out[-2]
+            elif out:
+                covered.end = out[-2] + b"\0"
+        return out
+
+    def close(self) -> None:
+        """Give the scan up. Idempotent."""
+        self._scan.close()
+
+
+def _until(pairs: Iterator[tuple[bytes, bytes]], end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    for pair in pairs:
+        if end is not None and pair[0] >= end:
+            return
+        yield pair
+
+
+def _conflict(transaction_id: int, did: str, key: bytes) -> TransactionConflictError:
+    return TransactionConflictError(
+        f"transaction {transaction_id} {did} the key {key[:64]!r}, which another transaction changed first.",
+        details={"key": key},
+    )
