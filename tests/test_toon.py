@@ -7,14 +7,15 @@ import math
 import pickle
 import re
 import sys
-from collections import ChainMap, OrderedDict, defaultdict
+from collections import OrderedDict, UserDict, defaultdict
+from collections.abc import Mapping
 from datetime import date
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from toondb import toon
@@ -189,7 +190,7 @@ def test_values_that_come_back_as_their_base_type() -> None:
 
 
 def test_a_field_that_is_absent_differs_from_one_that_is_none() -> None:
-    records = [{"a": 1}, {"a": None, "b": ""}, {}]
+    records: list[dict[str, Any]] = [{"a": 1}, {"a": None, "b": ""}, {}]
     text = to_toon("t", records)
     assert text == 't[3]{a,b}:1,;null,"";,'
     assert from_toon(text) == ("t", ["a", "b"], records)
@@ -222,8 +223,8 @@ def test_union_of_fields_is_in_first_seen_order() -> None:
 
 def test_any_mapping_and_any_iterable() -> None:
     calls = defaultdict(int, a=1)
-    records = (record for record in [calls, ChainMap({"b": 2})])
-    assert to_toon("t", records) == "t[2]{a,b}:1,;,2"
+    several: list[Mapping[str, Any]] = [calls, UserDict({"b": 2})]
+    assert to_toon("t", iter(several)) == "t[2]{a,b}:1,;,2"
     assert dict(calls) == {"a": 1}  # asking for b must not have added it
 
 
@@ -240,6 +241,7 @@ def test_missing_is_one_object() -> None:
 
 # --- Round trips of anything ------------------------------------------------------------------------------
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test is timed
 any_text = st.text(st.characters(exclude_categories=()))  # surrogates too
 tricky_text = st.one_of(
     any_text,
@@ -269,6 +271,7 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right) and repr(left) == repr(right)
 
 
+@unhurried
 @given(tricky_text, tables)
 def test_round_trip(table: str, content: tuple[list[str], list[dict[str, Any]]]) -> None:
     fields, records = content
@@ -282,6 +285,7 @@ def test_round_trip(table: str, content: tuple[list[str], list[dict[str, Any]]])
     assert text.encode().decode() == text
 
 
+@unhurried
 @given(st.lists(tricky_text, min_size=6, max_size=12))
 @example(["a"] * 5 + ["1"])
 @example(["1"] + ["a"] * 5)
@@ -300,9 +304,10 @@ def test_round_trip_of_a_column_of_text(column: list[str]) -> None:
 BAD_TEXTS: list[tuple[str, int, str]] = [
     ("", 0, "a table name"),
     ("\ufefft[0]{}:", 0, "a table name"),
-    (" t[0]{}:", 0, "a table name"),
+    (" t[0]{}:", 0, "a table name without space"),
+    ("t [0]{}:", 1, "a table name without space"),
+    ("t[0]{a, b}:", 7, "a field name without space"),
     ("t", 1, "row count"),
-    ("t [0]{}:", 1, "row count"),
     ("t[-1]{}:", 1, "row count"),
     ("t[01]{}:", 1, "row count"),
     ("t[]{}:", 1, "row count"),
@@ -322,6 +327,9 @@ BAD_TEXTS: list[tuple[str, int, str]] = [
     ('t[1]{a}:"x', 10, "to close the string that begins at position 8"),
     ('t[1]{a}:"\\', 9, "one of the escapes"),
     ('t[1]{a}:"\\u12"', 9, "one of the escapes"),
+    ('t[1]{a}:"\\\\\\x"', 11, "one of the escapes"),
+    ('t[1]{a}:j"\\x"', 10, "one of the escapes"),
+    ('t[1]{a}:"\\\n"', 9, "one of the escapes"),
     ('t[1]{a}:"\\u{110000}"', 9, "one of the escapes"),
     ('t[1]{a}:"\\u{}"', 9, "one of the escapes"),
     ('t[1]{a}:"a\nb"', 10, r"the escape \u000a"),
@@ -399,10 +407,12 @@ def reads_or_refuses(text: str) -> None:
     try:
         table, fields, records = from_toon(text)
     except ToonSyntaxError as error:
-        assert error.position is not None
-        assert 0 <= error.position <= len(text)
+        position = error.position
     else:  # whatever was read must be writable, and then be stable
+        position = 0
         assert same(from_toon(to_toon(table, records, fields)), (table, fields, records))
+    assert position is not None
+    assert 0 <= position <= len(text)
 
 
 def test_every_single_edit_reads_or_is_refused() -> None:
@@ -416,13 +426,14 @@ def test_every_single_edit_reads_or_is_refused() -> None:
             reads_or_refuses(before + character + after[1:])
 
 
+@unhurried
 @given(any_text | st.text(alphabet='t[]{}:,;"\\u01e-.nj b').map(lambda end: "t[2]{a,b}:" + end))
 def test_any_text_reads_or_is_refused(text: str) -> None:
     reads_or_refuses(text)
 
 
+@unhurried
 @given(st.integers(1, 3), st.text(alphabet='ab10-.e,,;; \\"\n\u00a0', max_size=12))
-@settings(max_examples=300)
 def test_the_quick_and_the_thorough_reader_agree(count: int, body: str) -> None:
     for fields in (["a"], ["a", "b"]):
         quick = toon._split_rows(body, 0, count, fields)
@@ -468,7 +479,7 @@ def test_values_that_cannot_be_carried(value: Any, says: str, rows: int) -> None
     assert caught.value.message.startswith(f'Field "the field" of record {rows - 1} ')
     assert caught.value.details["field"] == "the field"
     assert caught.value.details["record"] == rows - 1
-    with pytest.raises(ValidationError, match=r"^Column 1 of the row " + re.escape(says[:5])) as caught:
+    with pytest.raises(ValidationError, match=r"^Column 1 of the row .*" + re.escape(says)) as caught:
         encode_row([1, value])
     assert caught.value.details["column"] == 1
 

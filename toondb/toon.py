@@ -86,20 +86,28 @@ class _CannotEncodeError(Exception):
         self.index = 0
 
 
+class _BadEscapeError(Exception):
+    """A backslash begins no escape; caught where the position of the string is known."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
 # Characters that only appear escaped: controls and everything str.splitlines breaks at (the text stays
 # one line), the byte order mark (a reader may drop it), surrogates (UTF-8 cannot carry them).
 _UNSAFE: Final = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff"
 _IN_CELL: Final = rf'[^,;"\\{_UNSAFE}]'
 _IN_NAME: Final = rf'[^,;"\\\[\]{{}}:{_UNSAFE}]'
 _ODD_SPACE: Final = r"\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"  # the rest of \s
-# Possessive (++, *+), so that a text which does not match is refused in linear time. Only on single characters:
-# early releases of Python 3.11 mismatch a possessive group with a choice inside.
+# Possessive (++, *+), so that the engine needs no memory of a text to go back in, and refuses it in linear time. Never
+# around a choice, which early releases of Python 3.11 mismatch: hence escapes are checked where they are replaced.
 _BARE_CELL: Final = rf"(?!\s){_IN_CELL}++(?<!\s)"
 _BARE_NAME: Final = rf"(?!\s){_IN_NAME}++(?<!\s)"
 _NUMBER: Final = r"-?(?:0|[1-9][0-9]*+)(\.[0-9]++(?:[eE][+-]?[0-9]++)?|[eE][+-]?[0-9]++)?"
 _CODE_POINT: Final = r"\{(?:10|0?[0-9a-fA-F])?[0-9a-fA-F]{1,4}\}"
 _ESCAPE: Final = rf'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{{4}}|u{_CODE_POINT})'
-_IN_STRING: Final = rf'[^"\\{_UNSAFE}]*+(?:{_ESCAPE}[^"\\{_UNSAFE}]*+)*'
+_IN_STRING: Final = rf'[^"\\{_UNSAFE}]*+(?:\\[^{_UNSAFE}][^"\\{_UNSAFE}]*+)*+'
 
 _WORDS: Final[dict[str, Any]] = {
     "": MISSING,
@@ -400,6 +408,7 @@ def _encodable(name: str) -> str:
 # --- Decoding ---------------------------------------------------------------------------------------------
 
 _match_name: Final = re.compile(_BARE_NAME).match
+_match_in_name: Final = re.compile(rf"{_IN_NAME}++").match
 _match_string: Final = re.compile(rf'"(?P<body>{_IN_STRING})"').match
 _match_string_start: Final = re.compile(rf'(?:j|b64|b|i)?"{_IN_STRING}').match
 _match_count: Final = re.compile(r"\[(0|[1-9][0-9]{0,17})\]").match
@@ -410,8 +419,9 @@ _match_in_cell: Final = re.compile(rf"{_IN_CELL}*+").match
 _match_number: Final = re.compile(_NUMBER).fullmatch
 _is_hexadecimal: Final = re.compile(r"-?[0-9a-f]++").fullmatch
 _unescape: Final = re.compile(
-    rf"\\u(?P<high>[dD][89abAB][0-9a-fA-F]{{2}})\\u(?P<low>[dD][c-fC-F][0-9a-fA-F]{{2}})|{_ESCAPE}"
+    rf"\\u(?P<high>[dD][89abAB][0-9a-fA-F]{{2}})\\u(?P<low>[dD][c-fC-F][0-9a-fA-F]{{2}})|{_ESCAPE}|\\"
 ).sub
+_ESCAPES: Final = r"one of the escapes \" \\ \/ \b \f \n \r \t \uXXXX \u{X}"
 _SHORT_UNESCAPES: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -481,8 +491,14 @@ def _read_name(text: str, position: int, what: str) -> tuple[str, int]:
         return match[0], match.end()
     match = _match_string(text, position)
     if match is not None:
-        return _unescaped(match["body"]), match.end()
-    return _fail_in_string(text, position) if text.startswith('"', position) else _fail(text, position, what)
+        return _body_of(text, match), match.end()
+    if text.startswith('"', position):
+        _fail_in_string(text, position)
+    run = _match_in_name(text, position)
+    if run is None:
+        _fail(text, position, what)
+    at = position if run[0][0].isspace() else run.end() - 1
+    return _fail(text, at, f"{what} without space around it, or a quoted one")
 
 
 def _split_rows(text: str, start: int, count: int, fields: list[str]) -> list[dict[str, Any]] | None:
@@ -538,9 +554,9 @@ def _scan_rows(text: str, start: int, count: int, fields: list[str]) -> list[dic
             values.append(MISSING)
             missing = True
         elif marker is None:
-            values.append(_unescaped(body) if "\\" in body else body)
+            values.append(_body_of(text, match) if "\\" in body else body)
         else:
-            values.append(_typed(text, position, marker, _unescaped(body)))
+            values.append(_typed(text, position, marker, _body_of(text, match)))
         position = match.end()
         if end == ",":
             if len(values) >= width:
@@ -600,8 +616,12 @@ def _typed(text: str, position: int, marker: str, body: str) -> Any:
     return int(body, 16)
 
 
-def _unescaped(body: str) -> str:
-    return _unescape(_unescape_one, body)
+def _body_of(text: str, string: re.Match[str]) -> str:
+    """What a quoted string stands for."""
+    try:
+        return _unescape(_unescape_one, string["body"])
+    except _BadEscapeError as error:
+        _fail(text, string.start("body") + error.offset, _ESCAPES)
 
 
 def _unescape_one(match: re.Match[str]) -> str:
@@ -609,6 +629,8 @@ def _unescape_one(match: re.Match[str]) -> str:
     if high is not None:
         return chr(0x10000 + ((int(high, 16) - 0xD800) << 10) + (int(low, 16) - 0xDC00))
     escape = match[0]
+    if escape == "\\":
+        raise _BadEscapeError(match.start())
     if escape[1] == "u":
         return chr(int(escape[2:].strip("{}"), 16))
     return _SHORT_UNESCAPES.get(escape[1], escape[1])
@@ -629,7 +651,7 @@ def _fail_in_string(text: str, position: int) -> NoReturn:
     if end == len(text):
         _fail(text, end, f"'\"' to close the string that begins at position {position}")
     if text[end] == "\\":
-        _fail(text, end, r"one of the escapes \" \\ \/ \b \f \n \r \t \uXXXX \u{X}")
+        _fail(text, end, _ESCAPES)
     if text[end] == '"':
         _fail(text, end + 1, "',', ';' or the end of the text after a string")
     _fail(text, end, f"the escape \\u{ord(text[end]):04x}")

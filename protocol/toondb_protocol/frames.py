@@ -11,6 +11,7 @@ __all__ = [
     "DEFAULT_MAX_FRAME",
     "HEADER_SIZE",
     "MAX_MAX_FRAME",
+    "REPLY_SLACK",
     "FrameReader",
     "encode_frame",
     "pack_header",
@@ -20,6 +21,9 @@ __all__ = [
 HEADER_SIZE = 5
 DEFAULT_MAX_FRAME = 16 * 1024 * 1024
 """Cap on a payload's length in bytes, unless the server is started with another one."""
+REPLY_SLACK = 1024
+"""Bytes by which a reply may exceed the cap, so that whatever a request could store can also be scanned."""
+
 MAX_MAX_FRAME = 0xFFFF_FFFF
 
 _HEADER = struct.Struct("<BI")

@@ -24,6 +24,7 @@ the recursion limit of whoever prints, copies or re-encodes them."""
 
 _SCALARS = frozenset({str, bytes, int, float, bool, type(None)})
 _CONTAINERS = frozenset({list, dict})
+_TEXT = frozenset({str})
 _SENDABLE = "Send None, bool, int (64 bits), float, str, bytes, and lists and string-keyed maps of these."
 
 
@@ -124,7 +125,7 @@ def _check_plain(body: dict[str, Any]) -> None:
         for container in level:
             values: Iterable[Any] = container
             if type(container) is dict:
-                if not all(type(key) is str for key in container):
+                if not set(map(type, container)) <= _TEXT:
                     raise MalformedRequestError("a msgpack body may only have text keys in its maps")
                 values = container.values()
             # Set arithmetic over types keeps long flat arrays (keys, parameters) at C speed.

@@ -22,8 +22,8 @@ from typing import Any
 import msgpack
 
 from . import spec_text
-from .errors import ErrorCode, FrameTooLargeError, KeyTooLargeError, ToonDBError, TooManyClientsError, error_class
-from .frames import DEFAULT_MAX_FRAME, HEADER_SIZE, MAX_MAX_FRAME, encode_frame
+from .errors import ErrorCode, FrameTooLargeError, KeyTooLargeError, TooManyClientsError, ToonDBError, error_class
+from .frames import DEFAULT_MAX_FRAME, HEADER_SIZE, MAX_MAX_FRAME, REPLY_SLACK, encode_frame
 from .hello import FEATURES, ServerHello
 from .layout import MAX_MAP_DEPTH, Field, Kind, encode_fields, encode_map
 from .messages import (
@@ -111,9 +111,10 @@ def _layout(fields: Sequence[Field]) -> str:
 
 def _kind(field: Field) -> str:
     if field.kind in (Kind.LIST16, Kind.LIST32):
-        inside = ", ".join(f"`{item.name}`: {item.kind.value}" for item in field.items)
+        inside = ", ".join(f"`{item.name}`: {_kind(item)}" for item in field.items)
         return f"{field.kind.value.removesuffix(', items')}, then that many times ({inside})"
-    return field.kind.value
+    layout: str = field.kind.value
+    return layout
 
 
 def _fields(fields: Sequence[Field]) -> list[str]:
@@ -133,8 +134,14 @@ def _hex(lines: Iterable[tuple[bytes, str]]) -> list[str]:
     out = ["```hex"]
     for raw, what in lines:
         pieces = [raw[at : at + 16].hex(" ") for at in range(0, len(raw), 16)]
-        out += [f"{piece:<48}# {what if number == 0 else '...'}" for number, piece in enumerate(pieces)]
+        texts = [what, *(_printable(raw[at : at + 16]) for at in range(16, len(raw), 16))]
+        out += [f"{piece:<48}# {text}" for piece, text in zip(pieces, texts, strict=True)]
     return [*out, "```", ""]
+
+
+def _printable(raw: bytes) -> str:
+    text = raw.decode("ascii", "replace")
+    return repr(text) if text.isascii() and text.isprintable() else "..."
 
 
 def _frame(opcode: int, name: str, parts: Sequence[tuple[bytes, str]]) -> list[tuple[bytes, str]]:
@@ -189,6 +196,7 @@ def _numbers() -> dict[str, object]:
         "cap": DEFAULT_MAX_FRAME,
         "cap_mib": DEFAULT_MAX_FRAME >> 20,
         "max_cap": MAX_MAX_FRAME,
+        "slack": REPLY_SLACK,
         "max_key": MAX_KEY_SIZE,
         "depth": MAX_MAP_DEPTH,
         "extended": f"0x{EXTENDED:02x}",
@@ -246,7 +254,7 @@ def _replies() -> list[str]:
     rows = [
         [f"`0x{reply:02x}`", reply.name, _layout(layout.fields), layout.summary] for reply, layout in REPLIES.items()
     ]
-    error = KeyTooLargeError("the key has 600 bytes, the limit is 511", details={"limit": 511, "actual": 600})
+    error = KeyTooLargeError("the key has 600 bytes, the limit is 511.", details={"limit": 511, "actual": 600})
     lines = _table(("code", "reply", "payload", "meaning"), rows)
     lines += ["Keys of the END_STREAM map:", "", *_keys(END_STREAM_KEYS)]
     lines += ["Keys of an extended ERROR's map:", "", *_keys(ERROR_KEYS)]
@@ -343,8 +351,8 @@ def _hello() -> list[str]:
 
 
 def _refusals() -> list[str]:
-    full = TooManyClientsError("the server already serves 100 connections")
-    large = FrameTooLargeError(f"a frame announces 16777217 bytes, the cap is {DEFAULT_MAX_FRAME}")
+    full = TooManyClientsError("the server already serves 100 connections.")
+    large = FrameTooLargeError(f"a frame announces 16777217 bytes, the cap is {DEFAULT_MAX_FRAME}.")
     lines = ["A connection over `--max-clients` reads this, and then the end of the stream:", ""]
     lines += _hex(_reply(Reply.ERROR, full.to_text().encode(), "classic text"))
     lines += ["A classic request over the cap is answered like this, and the connection goes on:", ""]

@@ -11,11 +11,11 @@ __all__ = ["TEXT"]
 TEXT = """
 # The ToonDB wire protocol, version {version}
 
-<!-- Rendered by `python -m toondb_protocol.spec` from the message table. Do not edit: change the code and render again. -->
+<!-- Rendered by `python -m toondb_protocol.spec` from the code. Do not edit: change the code and render again. -->
 
 This document is all that is needed to write a client in any language: how processes of one machine talk to the ToonDB
-daemon, `toondb-server`, which owns one database folder. The golden frames in `vectors/` (see `vectors/README.md`) test
-a client without a server.
+daemon, `toondb-server`, which owns one database folder. The golden frames in `vectors/` (see `vectors/README.md`)
+test a client without a server.
 
 A minimal client needs the section on frames, the classic forms of the requests it uses, and the replies. A complete
 one uses the extended forms: transactions, streamed scans, and errors with a code.
@@ -39,8 +39,8 @@ Both directions carry frames, one directly after the other:
 | 1 | 4 | length of the payload in bytes, unsigned, without these {header} bytes |
 | 5 | length | payload |
 
-**All integers are little-endian and unsigned.** Nothing is aligned or padded. Text is UTF-8 without a terminator.
-A frame may arrive in any number of pieces, and one read may return many frames.
+**All integers are little-endian and unsigned.** Nothing is aligned or padded. Text is UTF-8 without a terminator. A
+frame may arrive in any number of pieces, and one read may return many frames.
 
 A PUT of value `Ann` under key `user:1`; hex left, meaning right:
 
@@ -48,24 +48,25 @@ A PUT of value `Ann` under key `user:1`; hex left, meaning right:
 
 ### The frame cap
 
-The server refuses a payload of more than {cap} bytes ({cap_mib} MiB), unless it was started with another `--max-frame`. The
-length is checked on the header, before anything is buffered:
+The server refuses a payload of more than {cap} bytes ({cap_mib} MiB), unless it was started with another
+`--max-frame`. The length is checked on the header, before anything is buffered:
 
 | the header has | answer | the connection |
 | --- | --- | --- |
 | a known opcode, a length over the cap | ERROR `FRAME_TOO_LARGE`; the payload is skipped unread | goes on |
 | an unknown opcode, a length within the cap | ERROR `UNKNOWN_OPCODE`; the payload is skipped | goes on |
-| an unknown opcode, a length over the cap | ERROR, because framing is lost: this is not ToonDB traffic | is closed |
+| an unknown opcode, a length over the cap | ERROR `UNKNOWN_OPCODE`, as text: framing is lost | is closed |
 | a known opcode, a payload without its layout | ERROR `MALFORMED_REQUEST` | goes on |
 
-The server keeps its own replies within the cap too. A classic GET can therefore be answered by anything that a PUT
-could store, while a classic SCAN or QUERY whose result does not fit is an ERROR `FRAME_TOO_LARGE` that names the extended form, and
-never a truncated result. A client should accept replies up to the `max_frame` of the hello.
+A reply has at most {slack} bytes more than the cap, so that whatever a request could store can also be scanned: a
+client should accept that much. A classic SCAN or QUERY whose result does not fit is an ERROR `FRAME_TOO_LARGE` that
+names the extended form, and never a truncated result; so is a GET of a value that was stored while the cap was
+larger.
 
 ## 3. Order and pipelining
 
-- Requests of one connection are executed and answered **in the order in which they were sent**. A request has exactly one
-  reply, or any number of ROW frames closed by one END_STREAM or ERROR.
+- Requests of one connection are executed and answered **in the order in which they were sent**. A request has exactly
+  one reply, or any number of ROW frames closed by one END_STREAM or ERROR.
 - There are no request ids: the first reply belongs to the first unanswered request. A client that gives up on a reply
   (timeout, cancellation) must close the connection, because the late reply would be taken for the next one.
 - A client may send many requests without waiting for replies (pipelining). It must go on reading while it writes:
@@ -81,17 +82,19 @@ Every request has two forms. The **classic** form has the opcode below and is un
 
 - `txn` names the transaction of this connection in which the request runs, 0 = outside any transaction: then a write
   commits by itself, and a read sees everything committed so far.
-- COMMIT_TXN and ABORT_TXN name the transaction to end. BEGIN_TXN, CHECKPOINT, STATS and PING are not part of one: send 0.
+- COMMIT_TXN and ABORT_TXN name the transaction to end. BEGIN_TXN, CHECKPOINT, STATS and PING are not part of one:
+  send 0 (transactions do not nest).
 - A missing key is told apart from an empty value, scans and queries are streamed, and an ERROR is a map.
 
-The form of a reply follows the form of its request. Both forms may be mixed on one connection; a classic request runs
-outside any transaction.
+The form of a reply follows bit `{extended}` of its request, also when the opcode is unknown. Both forms may be mixed
+on one connection; a classic request runs outside any transaction.
 
-Where a body is a **msgpack map**: <https://msgpack.org>, one map with text keys (at every level) that fills the payload; an empty payload
-means an empty map. Types are nil, bool, integers of 64 bits, floats, str (valid UTF-8), bin, array and map. Extension types
-(timestamps among them), keys of other types, bytes after the map, and more than {depth} levels of nesting are refused as
-`MALFORMED_REQUEST`, and so are unknown keys and values of another type (except in a hello, whose unknown keys are ignored). Any valid
-encoding is accepted, also a longer one than necessary. A key must not occur twice; if it does, the last one counts.
+Where a body is a **msgpack map**: <https://msgpack.org>, one map with text keys (at every level) that fills the
+payload; an empty payload means an empty map. Types are nil, bool, integers of 64 bits, floats, str (valid UTF-8),
+bin, array and map. Extension types (timestamps among them), keys of other types, bytes after the map, and more than
+{depth} levels of nesting are refused as `MALFORMED_REQUEST`, and so are unknown keys and values of another type
+(except in a hello, whose unknown keys are ignored). Any valid encoding is accepted, also a longer one than necessary.
+A key must not occur twice; if it does, the last one counts.
 
 {{opcodes}}
 
@@ -103,20 +106,23 @@ encoding is accepted, also a longer one than necessary. A key must not occur twi
 
 {{column-types}}
 
-`nullable` is 0 (NOT NULL) or 1. A table has at least one column. A name that exists already is an ERROR `TABLE_EXISTS`.
+`nullable` is 0 (NOT NULL) or 1. A table has at least one column. A name that exists already is an ERROR
+`TABLE_EXISTS`.
 
-### QUERY
+### Rows and forms of QUERY
 
-`prefix` names a table: the answer has its rows. Else it is a key prefix, and the answer has one row for each key with that prefix, in key
-order: the fields of the value when it is a JSON object (no columns asked: the union of the fields in first-seen order), or else
-the columns `key` and `value`. The answer is TOON text, one line such as
+`prefix` names a table: the answer has its rows. Else it is a key prefix, and the answer has one row for each key with
+that prefix, in key order: the fields of the value when it is a JSON object (no columns asked: the union of the fields
+in first-seen order), or else the columns `key` and `value`. The answer is TOON text, one line such as
 
     result[2]{{name,price}}:Laptop,999;Mouse,25
 
 The classic VALUE holds the whole text. In the extended form, by `form`:
 
-- `toon`: the elements of all ROW arrays, text, joined without a separator are that same text;
-- `rows`: ROW arrays hold `key` (bin), then the TOON text of that one row, for example `result[1]{{name,price}}:Laptop,999`, and so on;
+- `toon`: the elements of all ROW arrays (bin), joined without a separator, are that same text in UTF-8. It may be cut
+  anywhere, also inside a character;
+- `rows`: ROW arrays hold a key (bin), the TOON text of that one row (bin of UTF-8), for example
+  `result[1]{{name,price}}:Laptop,999`, the next key, and so on;
 - `count`: no ROW; `rows` in END_STREAM is the count.
 
 ## 6. Replies
@@ -127,19 +133,23 @@ A GET of a missing key: classic, an empty VALUE; extended, OK. So does GET_PATH.
 
 ## 7. Transactions
 
-- BEGIN_TXN takes a snapshot and answers an id, which is never 0. The id is valid **on this connection only** and until COMMIT_TXN or
-  ABORT_TXN, whatever they answer. A connection may have several open.
-- Requests with that `txn` read the snapshot with the transaction's own writes on top. Nobody else sees these writes before the
-  commit, and no transaction waits for another.
-- `isolation`: `snapshot` (default) refuses the commit when a key that it wrote was written by another commit since the
-  snapshot; `serializable` also when anything it read (keys, ranges, missing keys) was.
-- A refused commit is an ERROR `TRANSACTION_CONFLICT`: nothing was applied, the transaction is gone. Run it again from the start.
-- COMMIT_TXN answers the LSN (log sequence number) of the commit; LSNs grow by one per commit. OK or TXN_ID to a write is sent when the
-  write is as durable as the server's `--sync-mode` promises (`full`, the default: it survives a power loss).
-- A transaction that is not touched for `--timeout-ms` ({timeout} by default), or is open for too long, is aborted; the next request that names it
-  gets `TRANSACTION_EXPIRED`. An id that was never begun here, or has ended, gets `TRANSACTION_NOT_FOUND`.
-- A closed connection aborts its open transactions. When it breaks after COMMIT_TXN was sent and before the answer arrived, **the
-  outcome is unknown**: read a key that the transaction wrote before running it again. The same holds for a write outside a transaction.
+- BEGIN_TXN takes a snapshot and answers an id, which is never 0. The id is valid **on this connection only** and
+  until COMMIT_TXN or ABORT_TXN, whatever they answer. A connection may have several open; the server bounds how many.
+- Requests with that `txn` read the snapshot with the transaction's own writes on top. Nobody else sees these writes
+  before the commit, and no transaction waits for another.
+- `isolation`: `snapshot` (default) refuses the commit when a key that it wrote was written by another commit since
+  the snapshot; `serializable` also when anything it read (keys, ranges, missing keys) was.
+- A refused commit is an ERROR `TRANSACTION_CONFLICT`: nothing was applied, the transaction is gone. Run it again from
+  the start.
+- COMMIT_TXN answers the LSN (log sequence number) of the commit; LSNs grow by one per commit. OK or TXN_ID to a write
+  is sent when the write is as durable as the server's `--sync-mode` promises (`full`, the default: it survives a
+  power loss).
+- A transaction that is not touched for `--timeout-ms` ({timeout} by default), or is open for too long, is aborted;
+  the next request that names it gets `TRANSACTION_EXPIRED`. An id that was never begun here, or has ended, gets
+  `TRANSACTION_NOT_FOUND`.
+- A closed connection aborts its open transactions. When it breaks after COMMIT_TXN was sent and before the answer
+  arrived, **the outcome is unknown**: read a key that the transaction wrote before running it again. The same holds
+  for a write outside a transaction.
 
 {{transaction-exchange}}
 
@@ -149,49 +159,54 @@ A classic SCAN answers one VALUE with everything. The extended SCAN streams:
 
 - ROW frames hold at most `batch` rows each and stay below the frame cap; then END_STREAM. Replies to requests sent
   behind the scan wait for its end.
-- With `window`, the stream ends early after about so many bytes (always after at least one row), and END_STREAM names a **cursor**.
-  SCAN with that cursor goes on where the stream ended. In between the connection serves other requests.
-- A cursor is valid on its connection and within its transaction, and keeps its snapshot: what other connections write meanwhile does not
-  show. It is dropped when it is exhausted, closed, or its transaction ends, and when it is idle for `--timeout-ms` or open for too long
-  (`SNAPSHOT_EXPIRED`). An unknown cursor gets `CURSOR_NOT_FOUND`.
-- `prefix` stands alone, or `start` and `end` form the half-open range `[start, end)`, or `keys` lists what to read. Keys are ordered as
-  unsigned bytes; `reverse` walks the same range from its end.
+- With `window`, the stream ends early after about so many bytes (always after at least one row), and END_STREAM names
+  a **cursor**. SCAN with that cursor, and with the same `txn`, goes on where the stream ended. In between the
+  connection serves other requests.
+- A cursor is valid on its connection and within its transaction, and keeps its snapshot: what other connections write
+  meanwhile does not show. It is dropped when it is exhausted, closed, or its transaction ends, and when it is idle
+  for `--timeout-ms` or open for too long (`SNAPSHOT_EXPIRED`). An unknown cursor gets `CURSOR_NOT_FOUND`.
+- `prefix` stands alone, or `start` and `end` form the half-open range `[start, end)`, or `keys` lists what to read.
+  Keys are ordered as unsigned bytes; `reverse` walks the same range from its end.
 - An ERROR in place of END_STREAM ends a stream whose rows so far must be discarded.
 
 {{scan-exchange}}
 
 ## 9. Hello
 
-An extended PING carries a hello, and its PONG the server's. Everything in it is optional for a client: a connection works without. A
-client that needs an extended form sends a hello first, and falls back to classic forms when the server answers ERROR or an empty PONG.
-Both sides ignore keys that they do not know. Features of this version: {features}.
+An extended PING carries a hello, and its PONG the server's. Everything in it is optional for a client: a connection
+works without. A client that needs an extended form sends a hello first, and falls back to classic forms when the
+server answers ERROR or an empty PONG. Both sides ignore keys that they do not know. Features of this version:
+{features}.
 
 {{hello}}
 
 ## 10. Errors
 
-An ERROR to a classic request is text, `CODE: message remediation`. To an extended one it is a map of `code`, `message`, `remediation`, `details`. Branch
-on the code, never on the message; codes are never renamed and never reused. An ERROR to no request at all is in the text form, and the
-connection closes after it. The first byte of the payload tells the forms apart: the text starts with an ASCII letter, the map with 0x80 or above.
+An ERROR to a classic request is text, `CODE: message remediation`. To an extended one it is a map of `code`,
+`message`, `remediation`, `details`. Branch on the code, never on the message; codes are never renamed and never
+reused. An ERROR to no request at all is in the text form, and the connection closes after it. The first byte of the
+payload tells the forms apart: the text starts with an ASCII letter, the map with 0x80 or above.
 
 {{errors}}
 
-Some of these are raised by clients only (`FORKED_PROCESS`, `POOL_TIMEOUT`, `CONNECTION_LOST`, `TRANSACTION_OUTCOME_UNKNOWN`), and are listed so that clients in all
-languages name them alike.
+Some of these are raised by clients only (`FORKED_PROCESS`, `POOL_TIMEOUT`, `CONNECTION_LOST`,
+`TRANSACTION_OUTCOME_UNKNOWN`), and are listed so that clients in all languages name them alike.
 
 ## 11. Refused and closed connections
 
 {{refusals}}
 
-The same form with `PEER_NOT_ALLOWED` refuses a user who is not on the server's list. A client that has already sent its first request reads
-the refusal as the reply to it, so treat these two codes as the end of the connection wherever they appear.
+The same form with `PEER_NOT_ALLOWED` refuses a user who is not on the server's list. A client that has already sent
+its first request reads the refusal as the reply to it, so treat these two codes as the end of the connection wherever
+they appear.
 
 `--timeout-ms` ({timeout} by default; the hello says) closes a connection when
 
 - a frame has begun to arrive and is not complete within it,
 - a reply is not read within it,
 
-and aborts a transaction that is not touched, and drops a cursor that is not used, within it. A quiet connection without a transaction may stay for ever.
+and aborts a transaction that is not touched, and drops a cursor that is not used, within it. A quiet connection
+without a transaction may stay for ever.
 
 When the server stops, it finishes the requests it received, aborts open transactions, and closes.
 
@@ -209,26 +224,31 @@ When the server stops, it finishes the requests it received, aborts open transac
 | nesting of msgpack bodies | {depth} levels | `MALFORMED_REQUEST` |
 | transaction ids, cursors, LSNs | `u64` | |
 
-A path segment is not empty and contains no `/`; `INVALID_PATH` says so. The path `users`, `alice`, `email` is the key `users/alice/email`.
+A path segment is not empty and contains no `/`; `INVALID_PATH` says so. The path `users`, `alice`, `email` is the key
+`users/alice/email`.
 
 ## 13. Versions
 
-The version is {version}. It is raised only when an existing layout changes its meaning, and peers of different versions refuse each other by hello.
-Without a new version there may appear: new opcodes and reply codes, new keys in msgpack maps, new features in the hello, new error codes, new counters
-in STATS, new column types. Therefore:
+The version is {version}. It is raised only when an existing layout changes its meaning, and peers of different
+versions refuse each other by hello. Without a new version there may appear: new opcodes and reply codes, new keys in
+msgpack maps, new features in the hello, new error codes, new counters in STATS, new column types. Therefore:
 
-- a client treats an error code that it does not know as `ERROR`, and a reply code that it does not know as a broken connection;
+- a client treats an error code that it does not know as `ERROR`, and a reply code that it does not know as a broken
+  connection;
 - a client ignores keys of END_STREAM, ERROR, hello and STATS that it does not know;
-- a client sends new opcodes and new keys only when the server's hello lists their feature, since a server refuses what it does not know;
+- a client sends new opcodes and new keys only when the server's hello lists their feature, since a server refuses
+  what it does not know;
 - classic forms never change.
 
 ## 14. The record format, for direct readers
 
-A process with permission to read the files may read the database folder with LMDB instead of asking the server. It opens the folder (`data.mdb`, `lock.mdb`)
-read-only **with locking**, never writes, and holds no read transaction longer than it must: the file grows meanwhile.
+A process with permission to read the files may read the database folder with LMDB instead of asking the server. It
+opens the folder (`data.mdb`, `lock.mdb`) read-only **with locking**, never writes, and holds no read transaction
+longer than it must: the file grows meanwhile.
 
-The named sub-database `{kv}` has the keys and their records, `{meta}` the key `format` (a msgpack map whose `version` is 1) and the key `lsn` (`u64` little-endian, the LSN of
-the last commit that this snapshot sees), `{catalog}` belongs to the engine. A record, little-endian:
+The named sub-database `{kv}` has the keys and their records, `{meta}` the key `format` (a msgpack map whose `version`
+is 1) and the key `lsn` (`u64` little-endian, the LSN of the last commit that this snapshot sees), `{catalog}` belongs
+to the engine. A record, little-endian:
 
 | offset | size | field |
 | --- | --- | --- |

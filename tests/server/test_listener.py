@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import grp
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import pytest
 import uvloop
@@ -179,10 +180,11 @@ def test_no_observer_ever_sees_a_wider_mode(folder: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to any group")
 def test_group_is_applied(folder: Path) -> None:
-    for group in ("daemon", "1"):
+    other = next(entry for entry in grp.getgrall() if entry.gr_gid != os.getegid())
+    for group in (other.gr_name, str(other.gr_gid)):
         with open_listener(ListenOptions(folder / "t.sock", mode=0o660, group=group)):
             found = (folder / "t.sock").stat()
-            assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (1, 0o660)
+            assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (other.gr_gid, 0o660)
 
 
 # What the user can do wrong
@@ -551,6 +553,34 @@ def test_inode_of_a_deleted_socket_is_not_mistaken_for_ours(folder: Path) -> Non
     assert path.read_bytes() == b"data"
 
 
+def test_socket_replaced_while_close_waits_for_the_folder(folder: Path) -> None:
+    """The file is looked at again under the lock: a starting server may have replaced it meanwhile."""
+    path = folder / "t.sock"
+    listener = open_listener(ListenOptions(path))
+    waiting = threading.Event()
+
+    def watch(_frame: object, event: str, function: object) -> None:
+        if event == "c_call" and getattr(function, "__name__", "") == "flock":
+            waiting.set()
+
+    def close() -> None:
+        sys.setprofile(watch)  # of this thread alone
+        listener.close()
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        closer = threading.Thread(target=close)
+        closer.start()
+        assert waiting.wait(SECONDS)
+        path.unlink()
+        make_stale(path)
+    finally:
+        os.close(descriptor)
+    closer.join()
+    assert path.exists()
+
+
 def test_moved_socket_is_left_where_it_is(folder: Path) -> None:
     listener = open_listener(ListenOptions(folder / "t.sock"))
     (folder / "t.sock").rename(folder / "moved.sock")
@@ -671,8 +701,9 @@ def test_under_an_event_loop(folder: Path, loop_factory: Callable[[], asyncio.Ab
 
         class Session(asyncio.Protocol):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                assert isinstance(transport, asyncio.Transport)
-                connected.set_result((peer_credentials(transport.get_extra_info("socket")), transport))
+                # A cast, because uvloop's transports are asyncio.Transport by duck typing only.
+                stream = cast(asyncio.Transport, transport)
+                connected.set_result((peer_credentials(stream.get_extra_info("socket")), stream))
 
         server = await loop.create_unix_server(Session, sock=listener.socket)
         reader, writer = await asyncio.open_unix_connection(str(path))
@@ -692,7 +723,7 @@ def test_under_an_event_loop(folder: Path, loop_factory: Callable[[], asyncio.Ab
     listener = open_listener(ListenOptions(path))
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         loop = runner.get_loop()
-        runner.run(run())
+        runner.run(asyncio.wait_for(run(), SECONDS))
     listener.close()
     assert path.exists()
 

@@ -327,6 +327,11 @@ class Engine:
         }
 
     @property
+    def environment(self) -> Environment:
+        """The LMDB environment, for units that write other spaces."""
+        return self._environment
+
+    @property
     def format(self) -> dict[str, Any]:
         """The store's format record: version, id, creation time."""
         return self._environment.format

@@ -35,6 +35,7 @@ __all__ = [
     "DEPTH_MAX",
     "KEY_SIZE_MAX",
     "META_PAGES",
+    "META_SIZE",
     "NODE_BIG",
     "NODE_DUPLICATES",
     "NODE_TREE",
@@ -75,6 +76,7 @@ META_PAGES: Final = 2
 NO_PAGE: Final = 0xFFFF_FFFF_FFFF_FFFF
 KEY_SIZE_MAX: Final = 511
 DEPTH_MAX: Final = 32  # LMDB's cursor stack
+MAP_SIZE_MAX: Final = 1 << 48  # no 64-bit machine of today gives a process a larger address space
 PAGE_SIZES: Final = (4096, 16384, 8192, 32768, 2048, 1024, 512, 256)  # the likely ones first
 
 PAGE_BRANCH: Final = 0x01
@@ -109,6 +111,8 @@ PAGE_HEADER_SIZE: Final = _PAGE.size
 NODE_HEADER_SIZE: Final = _NODE.size
 TREE_SIZE: Final = _TREE.size
 META_SIZE: Final = PAGE_HEADER_SIZE + _META_HEAD.size + 2 * TREE_SIZE + _META_TAIL.size
+META_SPAN: Final = max(PAGE_SIZES) + META_SIZE  # both metas are in it, whatever the page size is
+_READ_ATTEMPTS: Final = 64
 
 Node = tuple[bytes, int, int, int]
 """key, data size (leaf) or child page (branch), node flags (0 in a branch), offset of the data in the page."""
@@ -170,6 +174,8 @@ class Meta:
             yield f"has the last page {self.last_page}, before the end of the meta pages"
         if (self.last_page + 1) * self.page_size > self.map_size:
             yield f"has the last page {self.last_page}, outside of its map of {self.map_size} bytes"
+        if self.map_size > MAP_SIZE_MAX:
+            yield f"has a map of {self.map_size} bytes, more than a process can map"
         if self.environment_flags & ~_ENVIRONMENT_FLAGS or not self.free.flags & TREE_INTEGER_KEY:
             yield f"has the unknown flags 0x{self.free.flags:04x}"
         if self.address and not self.environment_flags & _FIXED_MAP:
@@ -195,13 +201,11 @@ class Metas:
 
     Attributes:
         usable: The metas whose fields can be followed, newest first.
-        problems: ``(slot, sentence)`` of each damage; slot ``None`` when it is not about one of the pages.
-        raw: The bytes of the two meta structures, to recognise a read that raced with a writer.
+        problems: ``(slot, sentence)`` of each damage.
     """
 
     usable: list[Meta]
-    problems: list[tuple[int | None, str]]
-    raw: dict[int, bytes]
+    problems: list[tuple[int, str]]
 
 
 def read_at(fd: int, offset: int, size: int) -> bytes:
@@ -222,7 +226,7 @@ def read_at(fd: int, offset: int, size: int) -> bytes:
     except (OSError, OverflowError) as exc:
         raise CutOffError(f"cannot be read: {exc}") from exc
     if len(data) != size:
-        raise CutOffError(f"is cut off: the file ends at byte {offset + len(data)}")
+        raise CutOffError(f"is cut off: the file ends before byte {offset + size}")
     return data
 
 
@@ -259,32 +263,50 @@ def parse_meta(raw: bytes, slot: int) -> Meta:
 def read_metas(fd: int) -> Metas:
     """Both meta pages and every damage that shows in them.
 
-    A writer may be replacing one of them while they are read; damage is believed only when it is still
-    there, with the same bytes, on the next read.
+    A writer may be replacing one of them while they are read. So they are read until two reads agree, and
+    damage is believed only when it is still there in the next pair.
 
     Raises:
         FormatError: The start of the file cannot be read, it is empty, or no meta page is in it.
     """
-    metas = _read_metas_once(fd)
-    for _ in range(64):
-        if not metas.problems:
-            break
-        again = _read_metas_once(fd)
-        if again.raw == metas.raw:
-            break
-        metas = again
+    try:
+        head = os.pread(fd, META_SIZE, 0)
+        if not head:
+            raise FormatError("is empty")
+        # No more than the two metas when page 0 says where the second is: a caller that has just pinned a
+        # snapshot must find it here before the writer has committed twice.
+        try:
+            span = parse_meta(head, 0).page_size + META_SIZE
+        except FormatError:
+            span = META_SPAN
+        start = _read_twice(fd, span)
+        metas = _parse_metas(start)
+        for _ in range(_READ_ATTEMPTS):
+            if not metas.problems:
+                break
+            before, start = start, _read_twice(fd, META_SPAN)
+            metas = _parse_metas(start)
+            if start == before:
+                break
+    except OSError as exc:
+        raise FormatError(f"cannot be read: {exc}") from exc
     return metas
 
 
-def _read_metas_once(fd: int) -> Metas:
-    try:
-        start = os.pread(fd, max(PAGE_SIZES) + META_SIZE, 0)
-    except OSError as exc:
-        raise FormatError(f"cannot be read: {exc}") from exc
-    if not start:
-        raise FormatError("is empty")
+def _read_twice(fd: int, size: int) -> bytes:
+    """The start of the file, as two reads in a row saw it (or the last of many that all differ)."""
+    before = os.pread(fd, size, 0)
+    for _ in range(_READ_ATTEMPTS):
+        after = os.pread(fd, size, 0)
+        if after == before:
+            break
+        before = after
+    return before
+
+
+def _parse_metas(start: bytes) -> Metas:
     found: dict[int, Meta] = {}
-    result = Metas([], [], {})
+    result = Metas([], [])
     try:
         found[0] = parse_meta(start, 0)
     except FormatError as exc:
@@ -310,8 +332,6 @@ def _read_metas_once(fd: int) -> Metas:
     if len(found) == 2 and found[0].page_size != found[1].page_size:
         size = found.pop(0).page_size
         result.problems.append((0, f"meta page 0 has the page size {size}, meta page 1 another one"))
-    position = found[max(found)].page_size
-    result.raw = {0: start[:META_SIZE], 1: start[position : position + META_SIZE]}
     for slot, meta in found.items():
         result.problems.extend((slot, f"meta page {slot} {problem}") for problem in meta.problems())
     if len(found) == 2:

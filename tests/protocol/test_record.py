@@ -1,0 +1,69 @@
+"""The record format, against bytes written by hand."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toondb_protocol.record import (
+    FLAG_EXPIRES,
+    HEADER_SIZE,
+    RECORD_V1,
+    Record,
+    decode_lsn,
+    decode_record,
+    decode_value,
+    encode_record,
+)
+
+LSN = st.integers(0, (1 << 64) - 1)
+
+
+def test_the_bytes_of_a_record() -> None:
+    checksum = zlib.crc32(b"user:1" + b"Ann")
+    expected = b"\x10" + (1001).to_bytes(8, "little") + checksum.to_bytes(4, "little") + b"Ann"
+    assert encode_record(b"user:1", b"Ann", 1001) == expected
+    assert len(expected) == HEADER_SIZE + 3
+
+
+@given(st.binary(min_size=1, max_size=511), st.binary(max_size=100), LSN)
+def test_records_round_trip(key: bytes, value: bytes, lsn: int) -> None:
+    raw = encode_record(key, value, lsn)
+    assert decode_record(key, raw) == Record(lsn, value, True)
+    assert decode_value(raw) == value
+    assert decode_lsn(raw) == lsn
+
+
+@given(st.binary(min_size=1, max_size=20), st.binary(min_size=1, max_size=20), st.data())
+def test_any_flipped_bit_of_key_or_value_is_seen(key: bytes, value: bytes, data: st.DataObject) -> None:
+    raw = bytearray(encode_record(key, value, 7))
+    bit = data.draw(st.integers(9 * 8, len(raw) * 8 - 1))
+    raw[bit // 8] ^= 1 << bit % 8
+    assert not decode_record(key, bytes(raw)).checksum_ok
+    assert not decode_record(key + b"x", encode_record(key, value, 7)).checksum_ok
+
+
+@pytest.mark.parametrize("size", range(HEADER_SIZE))
+def test_a_cut_header_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"record of {size} bytes is shorter"):
+        decode_record(b"k", encode_record(b"k", b"v", 1)[:size])
+
+
+@pytest.mark.parametrize("tag", [0x00, 0x0F, RECORD_V1 | FLAG_EXPIRES, 0x20, 0xFF])
+def test_unknown_versions_and_flags_are_refused(tag: int) -> None:
+    with pytest.raises(ValueError, match=f"record tag 0x{tag:02x}"):
+        decode_record(b"k", bytes([tag]) + encode_record(b"k", b"v", 1)[1:])
+
+
+@given(st.binary(max_size=60))
+def test_arbitrary_bytes_raise_only_value_errors(raw: bytes) -> None:
+    try:
+        record = decode_record(b"k", raw)
+    except ValueError:
+        return
+    assert record.value == raw[13:]
+    assert record.lsn == struct.unpack_from("<Q", raw, 1)[0]

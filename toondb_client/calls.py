@@ -1,0 +1,451 @@
+"""What the clients say on the wire, written once for the sync and the async client.
+
+A :data:`Call` is one request: its frame, how to decode its reply, and whether it may be sent again when the
+connection is lost before the reply. Operations of several steps are generators that yield lists of frames
+and receive the lists of their replies; they never touch a socket.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import msgpack
+
+from toondb_protocol.client_core import ReplyFrame as ReplyFrame
+from toondb_protocol.client_core import raise_error as raise_error
+from toondb_protocol.errors import ProtocolError, ToonDBError, TransactionConflictError, ValidationError
+from toondb_protocol.frames import pack_header
+from toondb_protocol.hello import ServerHello, client_hello, parse_server_hello
+from toondb_protocol.keys import BytesLike, KeyLike, as_bound, as_key, as_prefix, as_value, prefix_end
+from toondb_protocol.layout import decode_map
+from toondb_protocol.messages import ColumnType, encode_request
+from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
+
+__all__ = [
+    "Call",
+    "Operation",
+    "ScanRange",
+    "Window",
+    "abort",
+    "begin",
+    "checkpoint",
+    "commit",
+    "create_table",
+    "delete",
+    "delete_many",
+    "delete_tree",
+    "exists",
+    "get",
+    "get_many",
+    "hello",
+    "put",
+    "put_many",
+    "query",
+    "scan_close",
+    "scan_next",
+    "scan_range",
+    "scan_start",
+    "stats",
+]
+
+T = TypeVar("T")
+
+SOFTWARE = "toondb-client/0.1.0"
+
+_GET = int(Opcode.GET | EXTENDED)
+_PUT = int(Opcode.PUT | EXTENDED)
+_DELETE = int(Opcode.DELETE | EXTENDED)
+_OK = int(Reply.OK)
+_VALUE = int(Reply.VALUE)
+_TXN_ID = int(Reply.TXN_ID)
+_END_STREAM = int(Reply.END_STREAM)
+
+_pack_head = struct.Struct("<BIQ").pack
+_pack_put = struct.Struct("<BIQI").pack
+
+FIRST_WINDOW = 64 * 1024
+LAST_WINDOW = 4 * 1024 * 1024
+_STEP_BYTES = 256 * 1024
+_KEYS_PER_REQUEST = 4096
+_CONFLICT_ATTEMPTS = 100
+
+
+class Call(NamedTuple):
+    """One request.
+
+    Attributes:
+        frame: The request frame.
+        decode: Turns the reply into the result, or raises what it says.
+        retry: It changes nothing on the server, so it may be sent again.
+    """
+
+    frame: bytes
+    decode: Callable[[ReplyFrame], Any]
+    retry: bool
+
+
+Operation: TypeAlias = Generator[list[bytes], list[ReplyFrame], T]
+
+
+# Decoders
+
+
+def _ok(reply: ReplyFrame) -> None:
+    if reply.code != _OK:
+        raise_error(reply)
+
+
+def _value(reply: ReplyFrame) -> bytes | None:
+    code = reply.code
+    if code == _VALUE:
+        return reply.payload
+    if code == _OK:
+        return None
+    raise_error(reply)
+
+
+def _u64(reply: ReplyFrame) -> int:
+    if reply.code != _TXN_ID or len(reply.payload) != 8:
+        raise_error(reply)
+    return int.from_bytes(reply.payload, "little")
+
+
+def _json(reply: ReplyFrame) -> dict[str, Any]:
+    if reply.code != Reply.STATS_RESP:
+        raise_error(reply)
+    stats: dict[str, Any] = json.loads(reply.payload)
+    return stats
+
+
+def _hello(reply: ReplyFrame) -> ServerHello:
+    if reply.code != Reply.PONG:
+        raise_error(reply)
+    return parse_server_hello(decode_map(reply.payload))
+
+
+class Window(NamedTuple):
+    """Part of a scan: batches of flat rows, how many rows, and the cursor that goes on, if any."""
+
+    batches: list[list[bytes]]
+    rows: int
+    cursor: int | None
+
+
+def _window(reply: ReplyFrame) -> Window:
+    if reply.code != _END_STREAM:
+        raise_error(reply)
+    end = decode_map(reply.payload)
+    try:
+        batches = [msgpack.unpackb(row) for row in reply.rows]
+    except (ValueError, msgpack.UnpackException):
+        raise ProtocolError("the server sent a ROW that is not msgpack") from None
+    return Window(batches, end.get("rows", 0), end.get("cursor"))
+
+
+# Single requests
+
+
+def _frame(opcode: Opcode, values: Mapping[str, Any], txn: int = 0) -> bytes:
+    code, payload = encode_request(opcode, values, txn=txn)
+    return pack_header(code, len(payload)) + payload
+
+
+def get(txn: int, key: bytes) -> Call:
+    """Read a key."""
+    return Call(_pack_head(_GET, 8 + len(key), txn) + key, _value, True)
+
+
+def put(txn: int, key: bytes, value: bytes) -> Call:
+    """Write a key."""
+    return Call(_put_frame(txn, key, value), _ok, False)
+
+
+def _put_frame(txn: int, key: bytes, value: bytes) -> bytes:
+    size = 12 + len(key) + len(value)
+    if size > 0xFFFF_FFFF:
+        raise ValidationError(f"the value has {len(value)} bytes, a frame carries less than 4 GiB.")
+    return _pack_put(_PUT, size, txn, len(key)) + key + value
+
+
+def delete(txn: int, key: bytes) -> Call:
+    """Delete a key."""
+    return Call(_pack_head(_DELETE, 8 + len(key), txn) + key, _ok, False)
+
+
+def hello() -> Call:
+    """Exchange hellos; also the ping."""
+    return Call(_frame(Opcode.PING, {"body": client_hello(SOFTWARE)}), _hello, True)
+
+
+def begin(isolation: str, *, read_only: bool) -> Call:
+    """Begin a transaction."""
+    body: dict[str, Any] = {}
+    if isolation != "snapshot":
+        body["isolation"] = isolation
+    if read_only:
+        body["read_only"] = True
+    return Call(_frame(Opcode.BEGIN_TXN, {"body": body}), _u64, True)
+
+
+def commit(txn: int) -> Call:
+    """Commit a transaction; answers the LSN."""
+    return Call(_frame(Opcode.COMMIT_TXN, {}, txn), _u64, False)
+
+
+def abort(txn: int) -> Call:
+    """Abort a transaction."""
+    return Call(_frame(Opcode.ABORT_TXN, {}, txn), _ok, False)
+
+
+def checkpoint() -> Call:
+    """Make everything durable; answers the LSN."""
+    return Call(_frame(Opcode.CHECKPOINT, {}), _u64, True)
+
+
+def stats() -> Call:
+    """Read the counters."""
+    return Call(_frame(Opcode.STATS, {}), _json, True)
+
+
+def exists(txn: int, key: bytes) -> Call:
+    """Whether a key exists, without moving its value."""
+    body = {"start": key, "end": key + b"\0", "limit": 1, "values": False}
+    return Call(_frame(Opcode.SCAN, {"body": body}, txn), lambda reply: bool(_window(reply).rows), True)
+
+
+_COLUMN_TYPES = {
+    **{member.name.lower(): member for member in ColumnType},
+    "int": ColumnType.INT64,
+    "integer": ColumnType.INT64,
+    "float": ColumnType.FLOAT64,
+    "real": ColumnType.FLOAT64,
+    "str": ColumnType.TEXT,
+    "string": ColumnType.TEXT,
+    "bytes": ColumnType.BINARY,
+    "blob": ColumnType.BINARY,
+    "boolean": ColumnType.BOOL,
+}
+
+
+def create_table(txn: int, name: str, columns: Mapping[str, str] | Sequence[Sequence[Any]]) -> Call:
+    """Create a table. ``columns`` maps names to types, or lists (name, type[, nullable])."""
+    rows = columns.items() if isinstance(columns, Mapping) else columns
+    fields: list[dict[str, Any]] = []
+    for row in rows:
+        if isinstance(row, str) or not 2 <= len(row) <= 3:
+            raise ValidationError(f"a column is (name, type) or (name, type, nullable), got {row!r}.")
+        column, kind = row[0], row[1]
+        nullable = bool(row[2]) if len(row) == 3 else True
+        if isinstance(kind, str):
+            known = _COLUMN_TYPES.get(kind.lower())
+            if known is None:
+                raise ValidationError(
+                    f"column type {kind!r} is unknown; known: {', '.join(m.name.lower() for m in ColumnType)}."
+                )
+            kind = known
+        if not isinstance(column, str) or not isinstance(kind, int):
+            raise ValidationError(f"a column is (name, type) or (name, type, nullable), got {row!r}.")
+        fields.append({"name": column, "type": int(kind), "nullable": int(nullable)})
+    if not isinstance(name, str):
+        raise ValidationError(f"a table name is text, got {type(name).__name__}.")
+    return Call(_frame(Opcode.CREATE_TABLE, {"name": name, "columns": fields}, txn), _ok, False)
+
+
+def query(txn: int, body: Mapping[str, Any]) -> Call:
+    """A prefix query; answers a :class:`Window`."""
+    return Call(_frame(Opcode.QUERY, {"body": dict(body)}, txn), _window, True)
+
+
+# Scans
+
+
+class ScanRange(NamedTuple):
+    """A half-open key range with its options."""
+
+    start: bytes
+    end: bytes | None
+    limit: int
+    reverse: bool
+    batch: int
+
+
+def scan_range(
+    start: KeyLike | None,
+    end: KeyLike | None,
+    *,
+    limit: int | None,
+    reverse: bool,
+    batch: int = 0,
+    prefix: bool | None = None,
+) -> ScanRange:
+    """The range that ``scan(prefix)`` or ``scan(start, end)`` means.
+
+    Args:
+        start: The prefix, when ``end`` is None (or ``prefix`` is true); else the first key.
+        end: End of the range, exclusive.
+        limit: Rows at the most; None = all.
+        reverse: Descending order.
+        batch: Rows per frame; 0 = the server's choice.
+        prefix: Force one reading; None decides by ``end``.
+
+    Raises:
+        ValidationError: A limit or batch is not a number, or negative.
+    """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+        raise ValidationError(f"limit must be a number of 0 or more, got {limit!r}.")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 0:
+        raise ValidationError(f"batch_size must be a positive number, got {batch!r}.")
+    if prefix or (prefix is None and end is None):
+        low = as_prefix(start if start is not None else b"")
+        high = prefix_end(low)
+    else:
+        low = as_bound(start) or b""
+        high = as_bound(end)
+    if limit == 0:
+        high = low  # nothing was asked for; on the wire 0 means no limit
+    return ScanRange(low, high, limit or 0, reverse, batch)
+
+
+def scan_start(txn: int, scan: ScanRange, window: int) -> Call:
+    """Start a scan; answers its first :class:`Window`."""
+    body: dict[str, Any] = {"start": scan.start, "window": window}
+    if scan.end is not None:
+        body["end"] = scan.end
+    if scan.limit:
+        body["limit"] = scan.limit
+    if scan.reverse:
+        body["reverse"] = True
+    if scan.batch:
+        body["batch"] = scan.batch
+    return Call(_frame(Opcode.SCAN, {"body": body}, txn), _window, True)
+
+
+def scan_next(txn: int, cursor: int, window: int) -> Call:
+    """The next window of a cursor. Not retried: the cursor is gone with its connection."""
+    return Call(_frame(Opcode.SCAN, {"body": {"cursor": cursor, "window": window}}, txn), _window, False)
+
+
+def scan_close(txn: int, cursor: int) -> Call:
+    """Close a cursor."""
+    return Call(_frame(Opcode.SCAN, {"body": {"cursor": cursor, "close": True}}, txn), _window, False)
+
+
+# Operations of several steps
+
+
+def get_many(txn: int, keys: Iterable[KeyLike]) -> Operation[dict[Any, bytes]]:
+    """The values of those keys that exist, by the key as the caller wrote it, in the caller's order.
+
+    One snapshot inside a transaction; outside, one snapshot for every 4096 keys.
+    """
+    wanted: dict[bytes, Any] = {as_key(key): key for key in keys}
+    names = list(wanted)
+    found: dict[Any, bytes] = {}
+    for at in range(0, len(names), _KEYS_PER_REQUEST):
+        body = {"keys": names[at : at + _KEYS_PER_REQUEST]}
+        (reply,) = yield [_frame(Opcode.SCAN, {"body": body}, txn)]
+        for flat in _window(reply).batches:
+            for index in range(0, len(flat), 2):
+                found[wanted[flat[index]]] = flat[index + 1]
+    return found
+
+
+def _pairs(items: Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, BytesLike]]) -> list[tuple[bytes, bytes]]:
+    rows: Iterable[Any] = items.items() if isinstance(items, Mapping) else items
+    return [(as_key(key), as_value(value)) for key, value in rows]
+
+
+def put_many(txn: int, items: Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, BytesLike]]) -> Operation[int]:
+    """Write all pairs, atomically: in the given transaction or in one of its own. Answers how many."""
+    pairs = _pairs(items)
+
+    def frames(inside: int) -> Iterable[bytes]:
+        return (_put_frame(inside, key, value) for key, value in pairs)
+
+    yield from _write_all(txn, frames, bool(pairs))
+    return len(pairs)
+
+
+def delete_many(txn: int, keys: Iterable[KeyLike]) -> Operation[int]:
+    """Delete all keys, atomically; see :func:`put_many`. Answers how many keys were given."""
+    names = [as_key(key) for key in keys]
+
+    def frames(inside: int) -> Iterable[bytes]:
+        return (_pack_head(_DELETE, 8 + len(key), inside) + key for key in names)
+
+    yield from _write_all(txn, frames, bool(names))
+    return len(names)
+
+
+def _write_all(txn: int, frames: Callable[[int], Iterable[bytes]], needed: bool) -> Operation[None]:
+    if not needed:
+        return
+    if txn:
+        yield from _send_all(frames(txn))
+        return
+
+    def body(inside: int) -> Operation[None]:
+        return _send_all(frames(inside))
+
+    yield from _in_transaction(body)
+
+
+def _send_all(frames: Iterable[bytes]) -> Operation[None]:
+    """Pipeline writes in steps of bounded size; raises the first error after its step was read."""
+    step: list[bytes] = []
+    size = 0
+    for frame in frames:
+        step.append(frame)
+        size += len(frame)
+        if size >= _STEP_BYTES:
+            _check_all((yield step))
+            step, size = [], 0
+    if step:
+        _check_all((yield step))
+
+
+def _check_all(replies: list[ReplyFrame]) -> None:
+    for reply in replies:
+        if reply.code != _OK:
+            raise_error(reply)
+
+
+def _in_transaction(body: Callable[[int], Operation[T]]) -> Operation[T]:
+    """Run ``body`` in a transaction of its own, again on conflict: to the caller it is one plain write."""
+    for attempt in range(_CONFLICT_ATTEMPTS):
+        (reply,) = yield [begin("snapshot", read_only=False).frame]
+        txn = _u64(reply)
+        try:
+            result = yield from body(txn)
+        except ToonDBError:
+            yield [abort(txn).frame]
+            raise
+        (reply,) = yield [commit(txn).frame]
+        try:
+            _u64(reply)
+        except TransactionConflictError:
+            if attempt == _CONFLICT_ATTEMPTS - 1:
+                raise
+            continue
+        return result
+    raise AssertionError("unreachable")
+
+
+def delete_tree(txn: int, path: bytes) -> Operation[int]:
+    """Delete the key of a path and every key below it, atomically. Answers how many keys went."""
+
+    def body(inside: int) -> Operation[int]:
+        count = 0
+        for scan in ({"start": path, "end": path + b"\0"}, {"prefix": path + b"/"}):
+            (reply,) = yield [_frame(Opcode.SCAN, {"body": {**scan, "values": False}}, inside)]
+            for keys in _window(reply).batches:
+                count += len(keys)
+                yield from _send_all(_pack_head(_DELETE, 8 + len(key), inside) + key for key in keys)
+        return count
+
+    if txn:
+        return (yield from body(txn))
+    return (yield from _in_transaction(body))

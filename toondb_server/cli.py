@@ -1,0 +1,212 @@
+"""The ``toondb-server`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from toondb.engine.options import DEFAULT_MAP_SIZE, SyncMode
+from toondb_protocol.errors import ToonDBError
+
+from . import __version__
+from .cli_types import ByteSize, OctalMode, UserId
+from .config import DEFAULT_DATABASE, ServerConfig
+
+__all__ = ["cli", "main"]
+
+EXIT_NOT_RUNNING = 3
+
+
+class _ServeByDefault(click.Group):
+    """``toondb-server --db X`` is ``toondb-server serve --db X``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"--help", "-h", "--version"}
+        if not args or (args[0].startswith("-") and args[0] not in own):
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+
+def database_option(function: Any) -> Any:
+    """The ``--db`` option that every command takes."""
+    return click.option(
+        "-d",
+        "--db",
+        "database",
+        default=DEFAULT_DATABASE,
+        show_default=True,
+        envvar="TOONDB_DB",
+        show_envvar=True,
+        metavar="PATH",
+        help="Database folder.",
+    )(function)
+
+
+def socket_option(function: Any) -> Any:
+    """The ``--socket`` option of the commands that talk to a daemon."""
+    return click.option(
+        "-s",
+        "--socket",
+        "socket",
+        default=None,
+        envvar="TOONDB_SOCKET",
+        show_envvar=True,
+        metavar="PATH",
+        help="Unix socket path.  [default: <db>/toondb.sock]",
+    )(function)
+
+
+@click.group(
+    cls=_ServeByDefault,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="The ToonDB daemon: one process owns a database folder and serves it on a Unix socket.\n\n"
+    "Without a command it serves: `toondb-server --db ./data` is `toondb-server serve --db ./data`.",
+)
+@click.version_option(__version__, prog_name="toondb-server")
+def cli() -> None:
+    """The command group."""
+
+
+@cli.command()
+@database_option
+@socket_option
+@click.option(
+    "--max-clients",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    envvar="TOONDB_MAX_CLIENTS",
+    show_envvar=True,
+    help="Connections at the most.",
+)
+@click.option(
+    "--timeout-ms",
+    type=click.IntRange(1),
+    default=30_000,
+    show_default=True,
+    envvar="TOONDB_TIMEOUT_MS",
+    show_envvar=True,
+    help="A frame must complete, a reply drain, and an open transaction be touched within it.",
+)
+@click.option(
+    "--max-transaction-age-ms",
+    type=click.IntRange(0),
+    default=0,
+    envvar="TOONDB_MAX_TRANSACTION_AGE_MS",
+    show_envvar=True,
+    help="A transaction may stay open so long in all.  [default: 10 x timeout]",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["trace", "debug", "info", "warn", "error"]),
+    default="info",
+    show_default=True,
+    envvar="TOONDB_LOG_LEVEL",
+    show_envvar=True,
+    help="Least severe messages to log, on standard error.",
+)
+@click.option(
+    "--sync-mode",
+    type=click.Choice([mode.value for mode in SyncMode]),
+    default=SyncMode.FULL.value,
+    show_default=True,
+    envvar="TOONDB_SYNC_MODE",
+    show_envvar=True,
+    help="full: an acknowledged write survives power loss. normal: power loss may undo the last ones. "
+    "off: power loss may damage the store.",
+)
+@click.option(
+    "--map-size",
+    type=ByteSize(),
+    default=str(DEFAULT_MAP_SIZE),
+    show_default="1TiB",
+    envvar="TOONDB_MAP_SIZE",
+    show_envvar=True,
+    help="Upper bound of the store, for example 64GiB. The file grows with the data only.",
+)
+@click.option(
+    "--max-frame",
+    type=ByteSize(),
+    default="16MiB",
+    show_default=True,
+    envvar="TOONDB_MAX_FRAME",
+    show_envvar=True,
+    help="Largest request or reply payload.",
+)
+@click.option(
+    "--max-transaction-bytes",
+    type=ByteSize(),
+    default="256MiB",
+    show_default=True,
+    envvar="TOONDB_MAX_TRANSACTION_BYTES",
+    show_envvar=True,
+    help="Largest write set of one transaction.",
+)
+@click.option(
+    "--socket-mode",
+    type=OctalMode(),
+    default="600",
+    show_default=True,
+    envvar="TOONDB_SOCKET_MODE",
+    show_envvar=True,
+    help="Permission bits of the socket, in octal.",
+)
+@click.option(
+    "--socket-group",
+    default=None,
+    envvar="TOONDB_SOCKET_GROUP",
+    show_envvar=True,
+    metavar="GROUP",
+    help="Group of the socket.",
+)
+@click.option(
+    "--allow-uid",
+    "allow_uids",
+    type=UserId(),
+    multiple=True,
+    envvar="TOONDB_ALLOW_UID",
+    show_envvar=True,
+    metavar="UID",
+    help="User id or name that may connect; may be repeated.  [default: whoever the socket's mode lets in]",
+)
+@click.option(
+    "--foreign-keys",
+    is_flag=True,
+    envvar="TOONDB_FOREIGN_KEYS",
+    show_envvar=True,
+    help="Enforce FOREIGN KEY constraints in SQL.",
+)
+@click.option(
+    "--loop",
+    type=click.Choice(["auto", "uvloop", "asyncio"]),
+    default="auto",
+    show_default=True,
+    envvar="TOONDB_LOOP",
+    show_envvar=True,
+    help="Event loop.",
+)
+def serve(log_level: str, sync_mode: str, allow_uids: Sequence[int], **options: Any) -> None:
+    """Serve a database folder until SIGTERM or Ctrl-C (the default command)."""
+    from .daemon import run
+    from .logs import configure
+
+    configure(log_level)
+    config = ServerConfig(sync_mode=SyncMode(sync_mode), allow_uids=frozenset(allow_uids), **options)
+    sys.exit(run(config))
+
+
+def main() -> None:
+    """Entry point: a ToonDB error ends in one clear line and exit status 1, never in a traceback."""
+    from . import cli_admin
+
+    cli_admin.register(cli)
+    try:
+        cli(prog_name="toondb-server")
+    except ToonDBError as error:
+        click.echo(f"Error: {error.message}", err=True)
+        if error.remediation:
+            click.echo(f"  {error.remediation}", err=True)
+        sys.exit(1)

@@ -1,0 +1,207 @@
+"""The server: admits sessions, hands writes to the engine and answers back, sweeps for limits, counts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from toondb.engine.engine import Engine
+from toondb.engine.writer import WriteRequest
+from toondb_protocol.errors import PeerNotAllowedError, TooManyClientsError, ToonDBError
+from toondb_protocol.hello import FEATURES, ServerHello
+from toondb_protocol.layout import encode_map
+from toondb_protocol.opcodes import PROTOCOL_VERSION
+
+from . import __version__
+from .config import ServerConfig
+from .listener import peer_credentials
+from .session import Session
+
+__all__ = ["Server"]
+
+_SWEEPS_PER_TIMEOUT = 4
+_MIN_SWEEP_SECONDS = 0.02
+_MAX_SWEEP_SECONDS = 1.0
+
+
+class Server:
+    """All connections of one daemon.
+
+    Args:
+        engine: The open engine.
+        config: The daemon's options.
+        loop: The running event loop.
+        log: Logger.
+    """
+
+    def __init__(self, engine: Engine, config: ServerConfig, loop: asyncio.AbstractEventLoop, log: Any) -> None:
+        self.engine = engine
+        self.config = config
+        self.loop = loop
+        self.log = log
+        self.reader = engine.reader()
+        self.sessions: set[Session] = set()
+        self.draining = False
+        self._drained = asyncio.Event()
+        self._started = time.monotonic()
+        self._finished: deque[WriteRequest] = deque()
+        self._sweep_seconds = min(
+            _MAX_SWEEP_SECONDS, max(_MIN_SWEEP_SECONDS, config.timeout_ms / 1000 / _SWEEPS_PER_TIMEOUT)
+        )
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.on_sweep: Callable[[], None] = lambda: None
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self.requests_total = 0
+        self.requests_error = 0
+        self.connections_total = 0
+        self.connections_rejected = 0
+        self.connections_dropped = 0
+        self.hello = ServerHello(
+            version=PROTOCOL_VERSION,
+            features=frozenset(FEATURES),
+            software=f"toondb-server/{__version__}",
+            pid=os.getpid(),
+            database=str(engine.folder),
+            socket=config.socket_path,
+            max_frame=config.max_frame,
+            timeout_ms=config.timeout_ms,
+            instance=uuid.uuid4().hex,
+            sync_mode=str(config.sync_mode),
+        )
+        self.hello_payload = encode_map(self.hello.to_wire())
+
+    # Sessions
+
+    def admit(self, session: Session, transport: asyncio.Transport) -> ToonDBError | None:
+        """Register a new connection, or say why it is refused."""
+        self.connections_total += 1
+        sock = transport.get_extra_info("socket")
+        peer = peer_credentials(sock) if sock is not None else None
+        session.peer = f"pid {peer.pid} uid {peer.uid}" if peer is not None else "unknown"
+        allowed = self.config.allow_uids
+        refusal: ToonDBError | None = None
+        if allowed and (peer is None or peer.uid not in allowed):
+            refusal = PeerNotAllowedError(f"uid {peer.uid if peer else 'unknown'} may not use this server.")
+        elif self.draining:
+            refusal = TooManyClientsError("the server is stopping.", remediation="Connect again in a moment.")
+        elif len(self.sessions) >= self.config.max_clients:
+            refusal = TooManyClientsError(f"the server already serves {self.config.max_clients} clients.")
+        if refusal is not None:
+            self.connections_rejected += 1
+            self.log.warning("connection refused", peer=session.peer, code=str(refusal.code))
+            return refusal
+        self.sessions.add(session)
+        self.log.debug("connected", peer=session.peer, connections=len(self.sessions))
+        return None
+
+    def forget(self, session: Session, exc: Exception | None) -> None:
+        """Note that a connection is gone."""
+        if session in self.sessions:
+            self.sessions.discard(session)
+            self.log.debug("disconnected", peer=session.peer, connections=len(self.sessions), error=_text(exc))
+        if self.draining and not self.sessions:
+            self._drained.set()
+
+    def count(self, requests: int, errors: int) -> None:
+        """Count executed requests and those answered with an ERROR."""
+        self.requests_total += requests
+        self.requests_error += errors
+
+    # Writes
+
+    def writes_done(self, request: WriteRequest) -> None:
+        """Called on the writer thread: bring the results to the event loop, once per batch of them."""
+        self._finished.append(request)
+        # Appending before looking makes a lost wake-up impossible; one wake-up too many finds nothing to do.
+        if len(self._finished) == 1:
+            try:
+                self.loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                # The loop is closed: a shutdown was forced and there is nobody left to answer.
+                self._finished.clear()
+
+    def _deliver(self) -> None:
+        # A view from before these commits must not pin old pages while nobody reads.
+        self.reader.release()
+        finished = self._finished
+        while finished:
+            request = finished.popleft()
+            session, styles = request.tag
+            session.writes_done(request, styles)
+
+    # Limits
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._sweeper = self.loop.call_later(self._sweep_seconds, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper = self.loop.call_later(self._sweep_seconds, self._sweep)
+        now = self.loop.time()
+        timeout = self.config.timeout_ms / 1000
+        for session in list(self.sessions):
+            why = session.overdue(now, timeout)
+            if why is not None:
+                self.connections_dropped += 1
+                self.log.warning("connection dropped", peer=session.peer, reason=why)
+                session.drop()
+        ended = self.engine.expire()
+        if ended:
+            self.log.warning("expired transactions or cursors", count=ended)
+        self.on_sweep()
+
+    async def drain(self, grace: float) -> None:
+        """Finish what was received on every connection, then close them all.
+
+        Args:
+            grace: Seconds after which the rest is cut off.
+        """
+        self.draining = True
+        for session in list(self.sessions):
+            session.drain()
+        if self.sessions:
+            try:
+                await asyncio.wait_for(self._drained.wait(), grace)
+            except TimeoutError:
+                self.log.warning("connections cut off", count=len(self.sessions))
+                for session in list(self.sessions):
+                    session.drop()
+                await asyncio.sleep(0)
+
+    def stop(self) -> None:
+        """Stop sweeping and let the cached view go."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self.reader.release()
+
+    # Statistics
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the server and of the storage engine."""
+        engine = self.engine.stats()
+        return {
+            "connections_active": len(self.sessions),
+            "connections_total": self.connections_total,
+            "connections_rejected": self.connections_rejected,
+            "connections_dropped": self.connections_dropped,
+            "requests_success": self.requests_total - self.requests_error,
+            "requests_error": self.requests_error,
+            "requests_total": self.requests_total,
+            "bytes_received": self.bytes_received,
+            "bytes_sent": self.bytes_sent,
+            "uptime_secs": int(time.monotonic() - self._started),
+            "pid": os.getpid(),
+            "version": __version__,
+            "max_clients": self.config.max_clients,
+            **engine,
+        }
+
+
+def _text(exc: Exception | None) -> str | None:
+    return None if exc is None else f"{type(exc).__name__}: {exc}"

@@ -1,0 +1,465 @@
+"""One client connection: cuts frames, keeps replies in request order, applies backpressure both ways.
+
+The order of replies is kept by executing in order. Reads are answered in the receiving callback. Consecutive
+writes are gathered into one request to the writer thread, so a pipelining client shares one commit; whatever
+comes after them waits until they are answered. A scan or query runs as a job, a generator that is stepped
+between other connections' events and only while the client drains its replies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+import lmdb
+
+from toondb.engine.environment import storage_error
+from toondb.engine.transaction import State, Transaction
+from toondb.engine.writer import Unit, WriteRequest
+from toondb_protocol.errors import FrameTooLargeError, InternalError, ToonDBError, UnknownOpcodeError
+from toondb_protocol.frames import HEADER_SIZE, pack_header, unpack_header
+from toondb_protocol.layout import encode_map
+from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
+
+from .handlers import HANDLERS, Answered, Cursor, Job, Kind, Refused, Write
+
+if TYPE_CHECKING:
+    from .server import Server
+
+__all__ = ["Session", "error_frame"]
+
+_MAX_REQUESTS_PER_TURN = 512
+_MAX_REPLY_BYTES_PER_TURN = 256 * 1024
+_MAX_WRITES_PER_REQUEST = 4096
+_MAX_HELD_BYTES = 1024 * 1024
+_WRITE_HIGH_WATER = 1024 * 1024
+
+_OK = pack_header(Reply.OK, 0)
+_TXN_ID_HEADER = pack_header(Reply.TXN_ID, 8)
+_NO_TXN = bytes(8)
+
+
+def error_frame(error: ToonDBError, *, extended: bool, max_frame: int) -> bytes:
+    """An ERROR frame in the form of the request it answers, never over the frame cap."""
+    payload = encode_map(error.to_wire()) if extended else error.to_text().encode(errors="replace")
+    if len(payload) > max_frame:
+        payload = f"{error.code}: the message does not fit into a frame".encode()[:max_frame]
+    return pack_header(Reply.ERROR, len(payload)) + payload
+
+
+class Session(asyncio.Protocol):
+    """The server's side of one connection."""
+
+    __slots__ = (
+        "_awaiting",
+        "_chunks",
+        "_closing",
+        "_drain_since",
+        "_eof",
+        "_held",
+        "_job",
+        "_job_extended",
+        "_loop",
+        "_max_frame",
+        "_need",
+        "_partial_since",
+        "_reading_paused",
+        "_server",
+        "_skip",
+        "_transport",
+        "_writing_paused",
+        "_yielded",
+        "cursors",
+        "engine",
+        "next_cursor",
+        "peer",
+        "reader",
+        "transactions",
+    )
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.engine = server.engine
+        self.reader = server.reader
+        self._loop = server.loop
+        self._max_frame = server.config.max_frame
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.peer: str = ""
+        self.transactions: dict[int, Transaction] = {}
+        self.cursors: dict[int, Cursor] = {}
+        self.next_cursor = 1
+        # Input that is not processed yet: an incomplete frame, or anything while the session is busy.
+        self._chunks: list[bytes] = []
+        self._held = 0
+        self._need = HEADER_SIZE
+        self._skip = 0
+        self._partial_since: float | None = None
+        self._drain_since: float | None = None
+        self._awaiting = False
+        self._yielded = False
+        self._job: Job | None = None
+        self._job_extended = False
+        self._reading_paused = False
+        self._writing_paused = False
+        self._closing = False
+        self._eof = False
+
+    @property
+    def server(self) -> Server:
+        """The server this session belongs to."""
+        return self._server
+
+    # Transport callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
+        refusal = self._server.admit(self, self._transport)
+        if refusal is not None:
+            self._closing = True
+            self._transport.write(error_frame(refusal, extended=False, max_frame=self._max_frame))
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        job, self._job = self._job, None
+        if job is not None:
+            job.close()
+        for cursor in self.cursors.values():
+            cursor.scan.close()
+        self.cursors.clear()
+        for transaction in self.transactions.values():
+            # One that is with the writer thread is settled when the writer answers.
+            if transaction.state is State.ACTIVE:
+                self.engine.abort(transaction)
+        self.transactions.clear()
+        self._chunks.clear()
+        self._held = 0
+        self._server.forget(self, exc)
+
+    def eof_received(self) -> bool:
+        # A client may half-close after its last request and still wants the replies.
+        self._eof = True
+        if not self._busy:
+            self._chunks.clear()
+            self._transport.close()
+        return True
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        self._drain_since = self._loop.time()
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        self._drain_since = None
+        if self._job is not None:
+            self._step()
+        elif not self._awaiting and not self._yielded:
+            self._resume()
+
+    def data_received(self, data: bytes) -> None:
+        self._server.bytes_received += len(data)
+        if self._closing:
+            return
+        if self._held or self._busy:
+            self._chunks.append(data)
+            self._held += len(data)
+            if self._busy:
+                if self._held > _MAX_HELD_BYTES and not self._reading_paused:
+                    self._reading_paused = True
+                    self._transport.pause_reading()
+                return
+            if self._held < self._need:
+                return
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+            self._held = 0
+        if self._skip:
+            data = self._skip_oversized(data)
+            if not data:
+                return
+        self._process(data)
+
+    # Input
+
+    @property
+    def _busy(self) -> bool:
+        return self._awaiting or self._yielded or self._writing_paused or self._job is not None
+
+    def _hold(self, data: bytes, need: int) -> None:
+        """Keep what is not processed yet, before anything that arrived meanwhile."""
+        if data:
+            self._chunks.insert(0, data)
+            self._held += len(data)
+        self._need = need
+
+    def _resume(self) -> None:
+        """Go on with held input after whatever kept the session busy."""
+        if self._closing and not self._held:
+            self._finish()
+            return
+        if self._transport.is_closing():
+            return
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self._held = 0
+        if self._skip and data:
+            data = self._skip_oversized(data)
+        if data:
+            self._process(data)
+        if self._reading_paused and not self._busy and not self._closing:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        if not self._busy and (self._eof or self._closing):
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.close()
+
+    def _skip_oversized(self, data: bytes) -> bytes:
+        """Drop the payload of a frame over the cap, unread; what follows it is input again."""
+        if len(data) <= self._skip:
+            self._skip -= len(data)
+            if not self._skip:
+                self._partial_since = None
+            return b""
+        rest = data[self._skip :]
+        self._skip = 0
+        self._partial_since = None
+        return rest
+
+    def _process(self, data: bytes) -> None:
+        """Execute the complete frames in ``data`` in order, as far as this turn allows."""
+        out: list[bytes] = []
+        out_bytes = 0
+        writes: list[Unit] = []
+        styles: list[Write] = []
+        at, size = 0, len(data)
+        need = HEADER_SIZE
+        requests = errors = 0
+        max_frame = self._max_frame
+        turn_over = False
+        while size - at >= HEADER_SIZE:
+            opcode, length = unpack_header(data, at)
+            handler, kind = HANDLERS[opcode]
+            if length > max_frame:
+                if writes:
+                    need = 0
+                    break
+                requests += 1
+                errors += 1
+                out.append(self._oversized(opcode, length, known=kind is not Kind.UNKNOWN))
+                if kind is Kind.UNKNOWN:
+                    # Nothing says where the next frame begins.
+                    self._closing = True
+                    at = size
+                    break
+                at += HEADER_SIZE
+                self._skip = max(0, length - (size - at))
+                at = min(size, at + length)
+                if self._skip:
+                    self._partial_since = self._loop.time()
+                continue
+            end = at + HEADER_SIZE + length
+            if end > size:
+                need = end - at
+                break
+            if writes and (
+                kind is Kind.READ
+                or kind is Kind.UNKNOWN
+                or (kind is Kind.WRITE_IF_AUTOCOMMIT and data[at + HEADER_SIZE : at + HEADER_SIZE + 8] != _NO_TXN)
+                or len(writes) >= _MAX_WRITES_PER_REQUEST
+            ):
+                need = 0
+                break
+            if requests >= _MAX_REQUESTS_PER_TURN and not writes:
+                turn_over = True
+                break
+            requests += 1
+            payload = data[at + HEADER_SIZE : end]
+            at = end
+            try:
+                reply: Any = handler(self, payload)
+            except ToonDBError as error:
+                if writes:
+                    writes.append(Refused(error))
+                    styles.append(Write.EXTENDED if opcode & EXTENDED else Write.CLASSIC)
+                    continue
+                errors += 1
+                reply = error_frame(error, extended=bool(opcode & EXTENDED), max_frame=max_frame)
+            except Exception as error:
+                errors += 1
+                reply = error_frame(
+                    self._internal(error, opcode), extended=bool(opcode & EXTENDED), max_frame=max_frame
+                )
+            if type(reply) is bytes:
+                out.append(reply)
+                out_bytes += len(reply)
+            elif type(reply) is tuple:
+                unit, style = reply
+                if type(unit) is Answered and not writes:
+                    out.append(_TXN_ID_HEADER + unit.lsn.to_bytes(8, "little"))
+                    continue
+                writes.append(unit)
+                styles.append(style)
+            else:
+                # Most scans end within one turn; only a longer one becomes the session's job.
+                failed = False
+                while out_bytes <= _MAX_REPLY_BYTES_PER_TURN:
+                    frame, ended, failed = self._next_frame(reply, extended=bool(opcode & EXTENDED))
+                    if frame is not None:
+                        out.append(frame)
+                        out_bytes += len(frame)
+                    if ended:
+                        break
+                    if frame is None:
+                        self._job = reply
+                        break
+                else:
+                    self._job = reply
+                errors += failed
+                if self._job is not None:
+                    self._job_extended = bool(opcode & EXTENDED)
+                    break
+            if out_bytes > _MAX_REPLY_BYTES_PER_TURN:
+                turn_over = True
+                break
+        rest = data[at:] if at else data
+        if rest or self._held:
+            self._hold(rest, need)
+        if rest and need and not turn_over and self._job is None:
+            if requests or self._partial_since is None:
+                self._partial_since = self._loop.time()
+        elif not self._skip:
+            self._partial_since = None
+        self._server.count(requests, errors)
+        if out:
+            self._send(b"".join(out) if len(out) > 1 else out[0])
+        if writes:
+            self._awaiting = True
+            try:
+                self.engine.submit(writes, self._server.writes_done, (self, styles))
+            except ToonDBError as error:
+                self._answer_writes([error] * len(writes), writes, styles)
+        elif self._job is not None:
+            self._loop.call_soon(self._step)
+        elif turn_over and not self._writing_paused:
+            self._yielded = True
+            self._loop.call_soon(self._continue)
+        elif self._closing:
+            self._finish()
+
+    def _continue(self) -> None:
+        self._yielded = False
+        if not self._transport.is_closing() and not self._busy:
+            self._resume()
+
+    def _oversized(self, opcode: int, length: int, *, known: bool) -> bytes:
+        error: ToonDBError
+        if known:
+            error = FrameTooLargeError(
+                f"the frame announces {length} bytes, the cap is {self._max_frame}.",
+                details={"limit": self._max_frame, "actual": length},
+            )
+        else:
+            error = UnknownOpcodeError(
+                f"opcode 0x{opcode:02x} is unknown and its frame announces {length} bytes: the stream is not "
+                "the ToonDB protocol and the connection is closed."
+            )
+        return error_frame(error, extended=known and bool(opcode & EXTENDED), max_frame=self._max_frame)
+
+    def _internal(self, error: Exception, opcode: int) -> ToonDBError:
+        if isinstance(error, lmdb.Error):
+            return storage_error(error, "reading")
+        self._server.log.error("internal error", opcode=f"0x{opcode:02x}", peer=self.peer, exc_info=error)
+        return InternalError(f"the server failed on this request: {type(error).__name__}.")
+
+    # Output
+
+    def _send(self, data: bytes) -> None:
+        self._server.bytes_sent += len(data)
+        self._transport.write(data)
+
+    def writes_done(self, request: WriteRequest, styles: list[Write]) -> None:
+        """Answer a run of writes, on the event loop."""
+        self._answer_writes(request.results, request.units, styles)
+        if self._transport.is_closing():
+            return
+        if not self._writing_paused:
+            self._resume()
+
+    def _answer_writes(self, results: list[int | ToonDBError], units: list[Unit], styles: list[Write]) -> None:
+        self._awaiting = False
+        out: list[bytes] = []
+        errors = 0
+        for result, unit, style in zip(results, units, styles, strict=True):
+            if type(unit) is Transaction:
+                self.engine.settle(unit, result)
+                self.transactions.pop(unit.id, None)
+            if isinstance(result, ToonDBError):
+                errors += 1
+                out.append(error_frame(result, extended=bool(style & Write.EXTENDED), max_frame=self._max_frame))
+            elif style & Write.LSN:
+                out.append(_TXN_ID_HEADER + result.to_bytes(8, "little"))
+            else:
+                out.append(_OK)
+        self._server.count(0, errors)
+        if not self._transport.is_closing():
+            self._send(b"".join(out))
+
+    def _step(self) -> None:
+        """Run the job until it ends, the client must drain, or its turn is over."""
+        job = self._job
+        if job is None or self._writing_paused or self._transport.is_closing():
+            return
+        sent = 0
+        while True:
+            frame, ended, failed = self._next_frame(job, extended=self._job_extended)
+            if failed:
+                self._server.count(0, 1)
+            if frame is not None:
+                self._send(frame)
+                sent += len(frame)
+            if ended:
+                break
+            if self._writing_paused:
+                return
+            if frame is None or sent >= _MAX_REPLY_BYTES_PER_TURN:
+                self._loop.call_soon(self._step)
+                return
+        self._job = None
+        if not self._writing_paused:
+            self._resume()
+
+    def _next_frame(self, job: Job, *, extended: bool) -> tuple[bytes | None, bool, bool]:
+        """Step a job: its next frame (None = it only yields), whether it ended, whether it failed."""
+        try:
+            return next(job), False, False
+        except StopIteration:
+            return None, True, False
+        except ToonDBError as error:
+            return error_frame(error, extended=extended, max_frame=self._max_frame), True, True
+        except Exception as error:
+            failure = self._internal(error, Opcode.SCAN)
+            return error_frame(failure, extended=extended, max_frame=self._max_frame), True, True
+
+    # Limits and end, called by the server
+
+    def overdue(self, now: float, timeout: float) -> str | None:
+        """What this connection failed to do within ``timeout`` seconds, or None."""
+        if self._drain_since is not None and now - self._drain_since > timeout:
+            return "did not read its replies"
+        if self._partial_since is not None and not self._busy and now - self._partial_since > timeout:
+            return "did not complete a frame"
+        return None
+
+    def drop(self) -> None:
+        """Close without waiting for the peer."""
+        self._transport.abort()
+
+    def drain(self) -> None:
+        """Finish what was received, flush the replies, then close."""
+        self._closing = True
+        if not self._busy:
+            self._finish()
