@@ -232,7 +232,7 @@ _COLUMN_TYPES = {
 
 def create_table(txn: int, name: str, columns: Mapping[str, str] | Sequence[Sequence[Any]]) -> Call:
     """Create a table. ``columns`` maps names to types, or lists (name, type[, nullable])."""
-    rows = columns.items() if isinstance(columns, Mapping) else columns
+    rows: Iterable[Sequence[Any]] = list(columns.items()) if isinstance(columns, Mapping) else columns
     fields: list[dict[str, Any]] = []
     for row in rows:
         if isinstance(row, str) or not 2 <= len(row) <= 3:

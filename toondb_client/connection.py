@@ -16,12 +16,12 @@ from toondb_protocol.hello import ServerHello
 
 from . import calls
 
-__all__ = ["LostBeforeSending", "SyncConnection", "connect_error"]
+__all__ = ["MAX_PATH", "LostBeforeSending", "SyncConnection", "connect_error"]
 
 _RECEIVE_BYTES = 64 * 1024
 _PUMP_BYTES = 256 * 1024
 _SMALL_FRAME = 64 * 1024
-_MAX_PATH = 107
+MAX_PATH = 107
 
 
 class LostBeforeSending(Exception):
@@ -62,9 +62,9 @@ class SyncConnection:
     __slots__ = ("_core", "_poll", "_timeout", "hello", "sock")
 
     def __init__(self, path: str, timeout: float, deadline: float) -> None:
-        if len(os.fsencode(path)) > _MAX_PATH:
+        if len(os.fsencode(path)) > MAX_PATH:
             raise ConfigurationError(
-                f"the socket path has {len(os.fsencode(path))} bytes, the system allows {_MAX_PATH}.",
+                f"the socket path has {len(os.fsencode(path))} bytes, the system allows {MAX_PATH}.",
                 remediation="Use a shorter or a relative path.",
             )
         self._core = ClientCore()

@@ -1,0 +1,492 @@
+"""The async client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import warnings
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, ClassVar, TypeVar
+
+from toondb_protocol.client_core import ReplyFrame
+from toondb_protocol.errors import (
+    ConnectionLostError,
+    ForkedProcessError,
+    OperationTimeoutError,
+    ToonDBError,
+    TransactionClosedError,
+    TransactionConflictError,
+    TransactionError,
+    TransactionOutcomeUnknownError,
+    ValidationError,
+)
+from toondb_protocol.hello import ServerHello
+from toondb_protocol.keys import KeyLike
+
+from . import calls, forks
+from .aio_connection import AsyncConnection
+from .aio_pool import AsyncPool
+from .aio_store import AsyncStore
+from .backoff import delays
+from .connection import LostBeforeSending
+from .direct import DirectReader
+from .ipc import check_timeout, lost_write
+from .pipeline import AsyncPipeline
+from .rows import Row, pair_rows
+from .target import socket_path
+
+__all__ = ["AsyncIpcClient", "AsyncTransaction"]
+
+T = TypeVar("T")
+
+
+class AsyncIpcClient(AsyncStore):
+    """An asyncio client of a ToonDB daemon on this machine. Any number of tasks of one event loop may share it.
+
+    Make one with ``await AsyncIpcClient.connect(...)``. It cannot be used in a forked child.
+    """
+
+    def __init__(self, pool: AsyncPool, hello: ServerHello, *, retry_writes: bool, direct: DirectReader | None) -> None:
+        self._pool = pool
+        self._retry_writes = retry_writes
+        self._direct = direct
+        self._generation = forks.generation()
+        self.server = hello
+
+    @classmethod
+    async def connect(
+        cls,
+        target: str | os.PathLike[str],
+        *,
+        timeout: float = 30.0,
+        max_connections: int = 32,
+        reconnect_timeout: float = 5.0,
+        retry_writes: bool = False,
+        direct_reads: bool = False,
+    ) -> AsyncIpcClient:
+        """Connect to a daemon; see :meth:`IpcClient.connect` for the arguments and errors."""
+        path = socket_path(target)
+        if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
+            raise ValidationError(f"max_connections must be at least 1, got {max_connections!r}.")
+        pool = AsyncPool(
+            path,
+            check_timeout("timeout", timeout),
+            max_connections,
+            check_timeout("reconnect_timeout", reconnect_timeout),
+        )
+        connection = await pool.first()
+        try:
+            direct = DirectReader(connection.hello) if direct_reads else None
+        except BaseException:
+            connection.close()
+            raise
+        client = cls(pool, connection.hello, retry_writes=retry_writes, direct=direct)
+        pool.release(connection)
+        return client
+
+    # Plumbing
+
+    def _check(self) -> None:
+        if self._generation != forks.generation():
+            raise ForkedProcessError("this client was connected by the parent process.")
+
+    async def _call(self, call: calls.Call) -> Any:
+        return call.decode(await self._on_connection(lambda c: c.roundtrip(call.frame), retry=call.retry))
+
+    async def _exchange(self, frames: list[bytes]) -> list[ReplyFrame]:
+        return await self._on_connection(lambda c: c.exchange(frames), retry=False)
+
+    async def _on_connection(self, action: Callable[[AsyncConnection], Awaitable[T]], *, retry: bool) -> T:
+        """Run ``action`` on a connection, again when that is safe, within the timeout."""
+        result, connection = await self._hold(action, retry=retry)
+        self._pool.release(connection)
+        return result
+
+    async def _hold(
+        self, action: Callable[[AsyncConnection], Awaitable[T]], *, retry: bool = True
+    ) -> tuple[T, AsyncConnection]:
+        """Like :meth:`_on_connection`, but the connection stays with the caller on success."""
+        self._check()
+        pool = self._pool
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + pool.timeout
+        waits = delays()
+        while True:
+            connection = await pool.acquire(deadline)
+            try:
+                return await action(connection), connection
+            except (LostBeforeSending, ConnectionLostError) as error:
+                pool.discard(connection)
+                pool.drop_idle()
+                if isinstance(error, ConnectionLostError) and not (retry or self._retry_writes):
+                    raise lost_write(error) from None
+                delay = next(waits)
+                if loop.time() + delay >= deadline:
+                    raise ConnectionLostError("the server kept closing the connection.") from None
+                await asyncio.sleep(delay)
+            except BaseException:
+                pool.discard(connection)
+                raise
+
+    async def _run(self, operation: calls.Operation[T]) -> T:
+        """Run an operation of several steps on one connection."""
+        try:
+            frames = next(operation)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        replies, connection = await self._hold(lambda c: c.exchange(frames), retry=False)
+        try:
+            while True:
+                replies = await connection.exchange(operation.send(replies))
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        except LostBeforeSending:
+            raise ConnectionLostError(
+                "the server closed the connection between two steps; nothing was applied."
+            ) from None
+        except ConnectionLostError as error:
+            raise lost_write(error) from None
+        finally:
+            self._pool.release(connection)  # closes it unless it is clean
+
+    async def _scan(self, scan: calls.ScanRange) -> AsyncIterator[Row]:
+        if self._direct is not None:
+            for row in self._direct.scan(scan):
+                yield row
+            return
+        call = calls.scan_start(0, scan, calls.FIRST_WINDOW)
+        first = call.frame
+        reply, connection = await self._hold(lambda c: c.roundtrip(first))
+        cursor: int | None = None
+        window_bytes = calls.FIRST_WINDOW
+        try:
+            while True:
+                window: calls.Window = call.decode(reply)
+                cursor = window.cursor
+                for batch in window.batches:
+                    for row in pair_rows(batch):
+                        yield row
+                if cursor is None:
+                    return
+                window_bytes = min(calls.LAST_WINDOW, window_bytes * 4)
+                call = calls.scan_next(0, cursor, window_bytes)
+                cursor = None
+                try:
+                    reply = await connection.roundtrip(call.frame)
+                except LostBeforeSending:
+                    raise ConnectionLostError("the server closed the connection during the scan.") from None
+        finally:
+            if cursor is not None:
+                # Not awaited: this also runs when the iteration is cancelled or collected.
+                connection.close()
+            self._pool.release(connection)
+
+    # Reads that can be served from the file
+
+    async def get(self, key: KeyLike) -> bytes | None:
+        """The value of a key; None when there is none (an empty value is ``b""``)."""
+        if self._direct is not None:
+            return self._direct.get(key)
+        return await super().get(key)
+
+    async def exists(self, key: KeyLike) -> bool:
+        """Whether a key exists, without moving its value."""
+        if self._direct is not None:
+            return self._direct.exists(key)
+        return await super().exists(key)
+
+    async def get_many(self, keys: Any) -> dict[Any, bytes]:
+        """The values of those keys that exist, by the key as given, in the order given."""
+        if self._direct is not None:
+            return self._direct.get_many(keys)
+        return await super().get_many(keys)
+
+    # Server
+
+    async def ping(self) -> float:
+        """The round-trip time to the server in seconds."""
+        started = time.perf_counter()
+        await self._call(calls.hello())
+        return time.perf_counter() - started
+
+    async def checkpoint(self) -> int:
+        """Make everything committed so far durable, in any sync mode; answers the LSN."""
+        lsn: int = await self._call(calls.checkpoint())
+        return lsn
+
+    async def stats(self) -> dict[str, Any]:
+        """The counters of the server and its storage engine."""
+        stats: dict[str, Any] = await self._call(calls.stats())
+        return stats
+
+    def pipeline(self) -> AsyncPipeline:
+        """Gather requests and send them together; see :class:`AsyncPipeline`."""
+        return AsyncPipeline(0, self._exchange)
+
+    # Transactions
+
+    async def begin_transaction(self, isolation: str = "snapshot", *, read_only: bool = False) -> AsyncTransaction:
+        """Begin a transaction; see :meth:`IpcClient.begin_transaction`."""
+        call = calls.begin(str(isolation), read_only=read_only)
+        reply, connection = await self._hold(lambda c: c.roundtrip(call.frame))
+        try:
+            return AsyncTransaction(self._pool, connection, call.decode(reply))
+        except BaseException:
+            self._pool.release(connection)
+            raise
+
+    def transaction(self, isolation: str = "snapshot", *, read_only: bool = False) -> _Beginning:
+        """A transaction for ``async with`` (or to be awaited, as :meth:`begin_transaction`)."""
+        return _Beginning(self, isolation, read_only)
+
+    async def run_transaction(
+        self,
+        function: Callable[[AsyncTransaction], Awaitable[T]],
+        *,
+        isolation: str = "snapshot",
+        attempts: int = 20,
+    ) -> T:
+        """Await ``function(transaction)`` and commit; on conflict, again from the start.
+
+        See :meth:`IpcClient.run_transaction`.
+        """
+        waits = delays(0.001, 0.1)
+        for attempt in range(1, attempts + 1):
+            transaction = await self.begin_transaction(isolation)
+            try:
+                async with transaction:
+                    result = await function(transaction)
+            except TransactionConflictError:
+                if attempt >= attempts:
+                    raise
+                await asyncio.sleep(next(waits))
+                continue
+            return result
+        raise ValidationError(f"attempts must be at least 1, got {attempts!r}.")
+
+    async def commit(self, transaction: AsyncTransaction | int) -> int:
+        """Commit a transaction given as the object or its id; answers the LSN."""
+        return await AsyncTransaction.find(self._pool, transaction).commit()
+
+    async def abort(self, transaction: AsyncTransaction | int) -> None:
+        """Abort a transaction given as the object or its id."""
+        await AsyncTransaction.find(self._pool, transaction).abort()
+
+    # End
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._pool.closed
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent; open transactions are aborted by the server."""
+        self._pool.close()
+        if self._direct is not None:
+            self._direct.close()
+        # Aborted transports close their sockets in the loop's next turn.
+        await asyncio.sleep(0)
+
+    async def __aenter__(self) -> AsyncIpcClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncIpcClient {self._pool.path}{' closed' if self.closed else ''}>"
+
+
+class _Beginning:
+    """A transaction that begins when it is awaited or entered."""
+
+    def __init__(self, client: AsyncIpcClient, isolation: str, read_only: bool) -> None:
+        self._client, self._isolation, self._read_only = client, isolation, read_only
+        self._transaction: AsyncTransaction | None = None
+
+    def __await__(self) -> Any:
+        return self._client.begin_transaction(self._isolation, read_only=self._read_only).__await__()
+
+    async def __aenter__(self) -> AsyncTransaction:
+        self._transaction = await self
+        return self._transaction
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        assert self._transaction is not None
+        await self._transaction.__aexit__(*exc_info)
+
+
+class AsyncTransaction(AsyncStore):
+    """A transaction of an :class:`AsyncIpcClient`; see :class:`Transaction`. Its calls run one after another."""
+
+    _open: ClassVar[weakref.WeakValueDictionary[tuple[int, int], AsyncTransaction]] = weakref.WeakValueDictionary()
+
+    def __init__(self, pool: AsyncPool, connection: AsyncConnection, transaction_id: int) -> None:
+        self._pool = pool
+        self._connection: AsyncConnection | None = connection
+        self._txn = transaction_id
+        self._generation = forks.generation()
+        self._lock = asyncio.Lock()
+        self._ended = ""
+        self._failure: ToonDBError | None = None
+        self._open[id(pool), transaction_id] = self
+
+    @classmethod
+    def find(cls, pool: AsyncPool, transaction: AsyncTransaction | int) -> AsyncTransaction:
+        """The transaction that an object or id means."""
+        if isinstance(transaction, AsyncTransaction):
+            return transaction
+        found = cls._open.get((id(pool), transaction)) if isinstance(transaction, int) else None
+        if found is None:
+            raise TransactionClosedError(f"transaction {transaction!r} is not open on this client.")
+        return found
+
+    @property
+    def id(self) -> int:
+        """The id that the server gave it."""
+        return self._txn
+
+    @property
+    def active(self) -> bool:
+        """Whether it can still be used."""
+        return self._connection is not None
+
+    def _check(self) -> AsyncConnection:
+        if self._generation != forks.generation():
+            raise ForkedProcessError("this transaction was begun by the parent process.")
+        if self._connection is None:
+            if self._failure is not None:
+                raise self._failure
+            raise TransactionClosedError(f"transaction {self._txn} is already {self._ended}.")
+        return self._connection
+
+    async def _exchange(self, frames: list[bytes]) -> list[ReplyFrame]:
+        async with self._lock:
+            connection = self._check()
+            try:
+                return await connection.exchange(frames)
+            except BaseException as error:
+                self._end("lost")
+                if isinstance(error, (LostBeforeSending, ConnectionLostError)):
+                    self._failure = self._was_lost()
+                    raise self._failure from None
+                raise
+
+    def _was_lost(self) -> TransactionError:
+        return TransactionError(
+            f"the connection of transaction {self._txn} was lost; the server has aborted it.",
+            remediation="Run it again.",
+        )
+
+    async def _call(self, call: calls.Call) -> Any:
+        return call.decode((await self._exchange([call.frame]))[0])
+
+    async def _run(self, operation: calls.Operation[T]) -> T:
+        try:
+            frames = next(operation)
+            while True:
+                frames = operation.send(await self._exchange(frames))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def _scan(self, scan: calls.ScanRange) -> AsyncIterator[Row]:
+        call = calls.scan_start(self._txn, scan, calls.FIRST_WINDOW)
+        window_bytes = calls.FIRST_WINDOW
+        while True:
+            # A scan that is given up leaves its cursor to the end of the transaction: closing it would need
+            # an await where Python may not allow one.
+            window: calls.Window = await self._call(call)
+            for batch in window.batches:
+                for row in pair_rows(batch):
+                    yield row
+            if window.cursor is None:
+                return
+            window_bytes = min(calls.LAST_WINDOW, window_bytes * 4)
+            call = calls.scan_next(self._txn, window.cursor, window_bytes)
+
+    def pipeline(self) -> AsyncPipeline:
+        """Gather requests inside this transaction and send them together."""
+        return AsyncPipeline(self._txn, self._exchange)
+
+    async def commit(self) -> int:
+        """Commit; see :meth:`Transaction.commit`."""
+        async with self._lock:
+            connection = self._check()
+            call = calls.commit(self._txn)
+            try:
+                reply = await connection.roundtrip(call.frame)
+            except LostBeforeSending:
+                self._end("lost")
+                raise self._was_lost() from None
+            except (ConnectionLostError, OperationTimeoutError) as error:
+                self._end("lost")
+                raise TransactionOutcomeUnknownError(
+                    f"the outcome of the commit of transaction {self._txn} is unknown: {error.message}"
+                ) from None
+            except BaseException:
+                self._end("lost")
+                raise
+            try:
+                lsn: int = call.decode(reply)
+            except BaseException:
+                self._end("aborted")
+                raise
+            self._end("committed")
+            return lsn
+
+    async def abort(self) -> None:
+        """End it without applying anything. No error when it was aborted already."""
+        async with self._lock:
+            if self._connection is None and self._ended != "committed":
+                return
+            connection = self._check()
+            try:
+                await connection.roundtrip(calls.abort(self._txn).frame)
+            except (ConnectionLostError, LostBeforeSending, OperationTimeoutError):
+                self._end("lost")
+                return
+            except BaseException:
+                self._end("lost")
+                raise
+            self._end("aborted")
+
+    def _end(self, how: str) -> None:
+        connection, self._connection = self._connection, None
+        self._ended = "aborted" if how == "lost" else how
+        self._open.pop((id(self._pool), self._txn), None)
+        if connection is not None:
+            if how == "lost":
+                self._pool.discard(connection)
+            else:
+                self._pool.release(connection)
+
+    async def __aenter__(self) -> AsyncTransaction:
+        return self
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        if not self.active:
+            return
+        if exc_type is None:
+            await self.commit()
+            return
+        if not issubclass(exc_type, Exception):
+            # Cancelled or interrupted: closing the connection aborts it without another await.
+            self._end("lost")
+            return
+        try:
+            await self.abort()
+        except ToonDBError:
+            pass  # the caller's exception matters more, and the server aborts what is lost
+
+    def __del__(self) -> None:
+        connection = getattr(self, "_connection", None)
+        if connection is not None and self._generation == forks.generation():
+            warnings.warn(f"transaction {self._txn} was neither committed nor aborted", ResourceWarning, stacklevel=2)
+            self._pool.discard(connection)
+
+    def __repr__(self) -> str:
+        return f"<AsyncTransaction {self._txn} {'active' if self.active else self._ended}>"
