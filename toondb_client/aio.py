@@ -209,7 +209,7 @@ class AsyncIpcClient(AsyncStore):
     async def ping(self) -> float:
         """The round-trip time to the server in seconds."""
         started = time.perf_counter()
-        await self._call(calls.hello())
+        await self._call(calls.ping())
         return time.perf_counter() - started
 
     async def checkpoint(self) -> int:

@@ -34,14 +34,19 @@ __all__ = [
     "checkpoint",
     "commit",
     "create_table",
+    "decode_ok",
+    "decode_value",
     "delete",
     "delete_many",
     "delete_tree",
     "exists",
     "get",
+    "get_frame",
     "get_many",
     "hello",
+    "ping",
     "put",
+    "put_frame",
     "put_many",
     "query",
     "scan_close",
@@ -62,6 +67,8 @@ _OK = int(Reply.OK)
 _VALUE = int(Reply.VALUE)
 _TXN_ID = int(Reply.TXN_ID)
 _END_STREAM = int(Reply.END_STREAM)
+
+_PING_FRAME = pack_header(Opcode.PING, 0)
 
 _pack_head = struct.Struct("<BIQ").pack
 _pack_put = struct.Struct("<BIQI").pack
@@ -93,12 +100,14 @@ Operation: TypeAlias = Generator[list[bytes], list[ReplyFrame], T]
 # Decoders
 
 
-def _ok(reply: ReplyFrame) -> None:
+def decode_ok(reply: ReplyFrame) -> None:
+    """Nothing, when the reply is OK."""
     if reply.code != _OK:
         raise_error(reply)
 
 
-def _value(reply: ReplyFrame) -> bytes | None:
+def decode_value(reply: ReplyFrame) -> bytes | None:
+    """The value, or None for an OK, which stands for a missing key."""
     code = reply.code
     if code == _VALUE:
         return reply.payload
@@ -118,6 +127,11 @@ def _json(reply: ReplyFrame) -> dict[str, Any]:
         raise_error(reply)
     stats: dict[str, Any] = json.loads(reply.payload)
     return stats
+
+
+def _pong(reply: ReplyFrame) -> None:
+    if reply.code != Reply.PONG:
+        raise_error(reply)
 
 
 def _hello(reply: ReplyFrame) -> ServerHello:
@@ -155,15 +169,21 @@ def _frame(opcode: Opcode, values: Mapping[str, Any], txn: int = 0) -> bytes:
 
 def get(txn: int, key: bytes) -> Call:
     """Read a key."""
-    return Call(_pack_head(_GET, 8 + len(key), txn) + key, _value, True)
+    return Call(get_frame(txn, key), decode_value, True)
+
+
+def get_frame(txn: int, key: bytes) -> bytes:
+    """The frame alone of :func:`get`, for pipelines."""
+    return _pack_head(_GET, 8 + len(key), txn) + key
 
 
 def put(txn: int, key: bytes, value: bytes) -> Call:
     """Write a key."""
-    return Call(_put_frame(txn, key, value), _ok, False)
+    return Call(put_frame(txn, key, value), decode_ok, False)
 
 
-def _put_frame(txn: int, key: bytes, value: bytes) -> bytes:
+def put_frame(txn: int, key: bytes, value: bytes) -> bytes:
+    """The frame alone of :func:`put`, for pipelines and bulk writes."""
     size = 12 + len(key) + len(value)
     if size > 0xFFFF_FFFF:
         raise ValidationError(f"the value has {len(value)} bytes, a frame carries less than 4 GiB.")
@@ -172,12 +192,17 @@ def _put_frame(txn: int, key: bytes, value: bytes) -> bytes:
 
 def delete(txn: int, key: bytes) -> Call:
     """Delete a key."""
-    return Call(_pack_head(_DELETE, 8 + len(key), txn) + key, _ok, False)
+    return Call(_pack_head(_DELETE, 8 + len(key), txn) + key, decode_ok, False)
 
 
 def hello() -> Call:
     """Exchange hellos; also the ping."""
     return Call(_frame(Opcode.PING, {"body": client_hello(SOFTWARE)}), _hello, True)
+
+
+def ping() -> Call:
+    """A round trip in the classic form, which carries nothing."""
+    return Call(_PING_FRAME, _pong, True)
 
 
 def begin(isolation: str, *, read_only: bool) -> Call:
@@ -197,7 +222,7 @@ def commit(txn: int) -> Call:
 
 def abort(txn: int) -> Call:
     """Abort a transaction."""
-    return Call(_frame(Opcode.ABORT_TXN, {}, txn), _ok, False)
+    return Call(_frame(Opcode.ABORT_TXN, {}, txn), decode_ok, False)
 
 
 def checkpoint() -> Call:
@@ -251,7 +276,7 @@ def create_table(txn: int, name: str, columns: Mapping[str, str] | Sequence[Sequ
         fields.append({"name": column, "type": int(kind), "nullable": int(nullable)})
     if not isinstance(name, str):
         raise ValidationError(f"a table name is text, got {type(name).__name__}.")
-    return Call(_frame(Opcode.CREATE_TABLE, {"name": name, "columns": fields}, txn), _ok, False)
+    return Call(_frame(Opcode.CREATE_TABLE, {"name": name, "columns": fields}, txn), decode_ok, False)
 
 
 def query(txn: int, body: Mapping[str, Any]) -> Call:
@@ -363,7 +388,7 @@ def put_many(txn: int, items: Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, 
     pairs = _pairs(items)
 
     def frames(inside: int) -> Iterable[bytes]:
-        return (_put_frame(inside, key, value) for key, value in pairs)
+        return (put_frame(inside, key, value) for key, value in pairs)
 
     yield from _write_all(txn, frames, bool(pairs))
     return len(pairs)

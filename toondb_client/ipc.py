@@ -246,7 +246,7 @@ class IpcClient(SyncStore):
     def ping(self) -> float:
         """The round-trip time to the server in seconds."""
         started = time.perf_counter()
-        self._call(calls.hello())
+        self._call(calls.ping())
         return time.perf_counter() - started
 
     def checkpoint(self) -> int:

@@ -33,11 +33,15 @@ class _Commands:
 
     def get(self, key: KeyLike) -> Any:
         """Read a key; its result is the value or None."""
-        return self._add(calls.get(self._txn, as_key(key)))
+        self._frames.append(calls.get_frame(self._txn, as_key(key)))
+        self._decoders.append(calls.decode_value)
+        return self
 
     def put(self, key: KeyLike, value: BytesLike) -> Any:
         """Store a value; its result is None."""
-        return self._add(calls.put(self._txn, as_key(key), as_value(value)))
+        self._frames.append(calls.put_frame(self._txn, as_key(key), as_value(value)))
+        self._decoders.append(calls.decode_ok)
+        return self
 
     def delete(self, key: KeyLike) -> Any:
         """Delete a key; its result is None."""

@@ -8,12 +8,13 @@ and the async transports only move bytes between this object and a socket.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import msgpack
 
 from .errors import ConnectionLostError, ProtocolError, ToonDBError, error_from_wire
-from .frames import MAX_MAX_FRAME, FrameReader
+from .frames import HEADER_SIZE, MAX_MAX_FRAME, FrameReader, unpack_header
 from .opcodes import Reply
 
 __all__ = ["ClientCore", "ReplyFrame", "decode_error", "raise_error", "unexpected"]
@@ -22,6 +23,9 @@ _ROW = int(Reply.ROW)
 _ERROR = int(Reply.ERROR)
 _CLOSES_STREAM = frozenset({int(Reply.END_STREAM), _ERROR})
 _KNOWN = frozenset(int(reply) for reply in Reply)
+_NO_ROWS: tuple[bytes, ...] = ()
+# NamedTuple's own constructor costs as much as the rest of receiving a reply.
+_new_tuple = tuple.__new__
 
 
 class ReplyFrame(NamedTuple):
@@ -35,7 +39,7 @@ class ReplyFrame(NamedTuple):
 
     code: int
     payload: bytes
-    rows: list[bytes]
+    rows: Sequence[bytes] = ()
 
 
 def decode_error(payload: bytes) -> ToonDBError:
@@ -102,12 +106,21 @@ class ClientCore:
         if self._broken is not None:
             raise self._broken
         try:
+            size = len(data) - HEADER_SIZE
+            if size >= 0 and self._outstanding == 1 and not self._rows and not self._reader.buffered:
+                # The usual case of a call: its one reply, whole, in one piece.
+                code, length = unpack_header(data)
+                if length == size and code in _KNOWN and code != _ROW and length <= self._reader.max_frame:
+                    self._outstanding = 0
+                    self.replies.append(_new_tuple(ReplyFrame, (code, data[HEADER_SIZE:], _NO_ROWS)))
+                    return
             self._receive(data)
         except ProtocolError as error:
             self._broken = error
             raise
 
     def _receive(self, data: bytes) -> None:
+        append = self.replies.append
         for code, payload in self._reader.feed(data):
             if not self._outstanding:
                 if code == _ERROR:
@@ -120,15 +133,14 @@ class ClientCore:
                 continue
             if code not in _KNOWN:
                 raise ProtocolError(f"the server sent unknown reply 0x{code:02x}")
-            rows = self._rows
-            if rows:
+            self._outstanding -= 1
+            if self._rows:
                 if code not in _CLOSES_STREAM:
                     raise ProtocolError(f"the server closed a stream of rows with reply 0x{code:02x}")
+                append(ReplyFrame(code, payload, self._rows))
                 self._rows = []
             else:
-                rows = []  # a fresh list: callers join the rows of several replies in place
-            self._outstanding -= 1
-            self.replies.append(ReplyFrame(code, payload, rows))
+                append(_new_tuple(ReplyFrame, (code, payload, _NO_ROWS)))
 
     def lost(self, message: str) -> ToonDBError:
         """The error to raise when the peer closed the connection or it broke."""

@@ -50,7 +50,9 @@ def as_key(key: KeyLike) -> bytes:
     Raises:
         InvalidKeyError, KeyTooLargeError: See :func:`check_key`; also for another type.
     """
-    return check_key(key if type(key) is bytes else _as_bytes(key, "key"))
+    if type(key) is bytes and 0 < len(key) <= MAX_KEY_SIZE:
+        return key
+    return check_key(_as_bytes(key, "key"))
 
 
 def as_prefix(prefix: KeyLike) -> bytes:

@@ -6,7 +6,7 @@ It belongs to the contract between processes, because a client that reads the da
     offset  size  field
     0       1     tag: high nibble = format version (1), low nibble = flags
     1       8     LSN of the commit that wrote the record
-    9       4     CRC-32 (zlib) of the key followed by everything after this header
+    9       4     CRC-32 (zlib) of the 9 bytes before it, the key, and everything after this header
     13      ...   the value
 
 Flag 0x01 (FLAG_EXPIRES) is reserved for records whose value follows an 8-byte expiry time; version 1 writes no
@@ -51,7 +51,9 @@ FLAG_EXPIRES = 0x01
 HEADER_SIZE = 13
 
 _HEADER = struct.Struct("<BQI")
-_pack_header = _HEADER.pack
+_pack_stamp = struct.Struct("<BQ").pack
+_pack_checksum = struct.Struct("<I").pack
+_STAMP_SIZE = 9
 _unpack_lsn = struct.Struct("<xQ").unpack_from
 
 
@@ -65,7 +67,8 @@ class Record(NamedTuple):
 
 def encode_record(key: bytes, value: bytes, lsn: int) -> bytes:
     """The stored form of ``value`` under ``key``, written by the commit ``lsn``."""
-    return _pack_header(RECORD_V1, lsn, crc32(value, crc32(key))) + value
+    stamp = _pack_stamp(RECORD_V1, lsn)
+    return stamp + _pack_checksum(crc32(value, crc32(key, crc32(stamp)))) + value
 
 
 def decode_value(raw: bytes) -> bytes:
@@ -91,4 +94,4 @@ def decode_record(key: bytes, raw: bytes) -> Record:
     if tag != RECORD_V1:
         raise ValueError(f"record tag 0x{tag:02x} is not a known version")
     body = raw[HEADER_SIZE:]
-    return Record(lsn, body, crc32(body, crc32(key)) == checksum)
+    return Record(lsn, body, crc32(body, crc32(key, crc32(raw[:_STAMP_SIZE]))) == checksum)

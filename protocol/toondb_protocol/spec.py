@@ -367,7 +367,7 @@ def _record_example() -> list[str]:
         "```",
         f"{raw[:1].hex():<26}tag",
         f"{raw[1:9].hex(' '):<26}LSN 1001",
-        f"{raw[9:13].hex(' '):<26}CRC-32 of user:1Ann",
+        f"{raw[9:13].hex(' '):<26}CRC-32 of 10 e9 03 00 00 00 00 00 00, user:1 and Ann",
         f"{raw[13:].hex(' '):<26}value",
         "```",
         "",

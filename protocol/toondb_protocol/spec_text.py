@@ -254,7 +254,7 @@ to the engine. A record, little-endian:
 | --- | --- | --- |
 | 0 | 1 | tag, {record_tag}: format version in the high nibble, flags in the low one; refuse any other |
 | 1 | 8 | LSN of the commit that wrote the record |
-| 9 | 4 | CRC-32 (that of zlib, gzip and PNG) of the key followed by the value |
+| 9 | 4 | CRC-32 (that of zlib, gzip and PNG) of the 9 bytes before it, the key and the value |
 | {record_header} | rest | the value |
 
 {{record-example}}

@@ -223,8 +223,8 @@ def test_replies_reach_the_client_wherever_they_are_split(vector: Vector) -> Non
         for piece in pieces:
             core.receive(piece)
         first, second = core.replies
-        assert first == ((end[0], b"", [frame[HEADER:]]) if row else (frame[0], frame[HEADER:], []))
-        assert second == (OTHER[0], OTHER[HEADER:], [])
+        assert first == ((end[0], b"", [frame[HEADER:]]) if row else (frame[0], frame[HEADER:], ()))
+        assert second == (OTHER[0], OTHER[HEADER:], ())
         core.replies.clear()
         assert core.clean
 
