@@ -181,7 +181,8 @@ class PrefixQuery:
             try:
                 next(plan)
             except StopIteration as stop:
-                return stop.value
+                decided: _Plan = stop.value
+                return decided
             yield []
 
     def _read(

@@ -9,15 +9,16 @@ from typing import Any
 import click
 
 from toondb.engine.options import DEFAULT_MAP_SIZE, SyncMode
-from toondb_protocol.errors import ToonDBError
+from toondb_protocol.errors import ConfigurationError, ToonDBError
 
 from . import __version__
+from .cli_options import database_option, socket_option
 from .cli_types import ByteSize, OctalMode, UserId
-from .config import DEFAULT_DATABASE, ServerConfig
+from .config import ServerConfig
 
 __all__ = ["cli", "main"]
 
-EXIT_NOT_RUNNING = 3
+EXIT_INTERRUPTED = 130
 
 
 class _ServeByDefault(click.Group):
@@ -25,38 +26,16 @@ class _ServeByDefault(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {"--help", "-h", "--version"}
-        if not args or (args[0].startswith("-") and args[0] not in own):
+        # Completing the first word proposes the commands.
+        if (not args and not ctx.resilient_parsing) or (args and args[0].startswith("-") and args[0] not in own):
             args = ["serve", *args]
         return super().parse_args(ctx, args)
 
-
-def database_option(function: Any) -> Any:
-    """The ``--db`` option that every command takes."""
-    return click.option(
-        "-d",
-        "--db",
-        "database",
-        default=DEFAULT_DATABASE,
-        show_default=True,
-        envvar="TOONDB_DB",
-        show_envvar=True,
-        metavar="PATH",
-        help="Database folder.",
-    )(function)
-
-
-def socket_option(function: Any) -> Any:
-    """The ``--socket`` option of the commands that talk to a daemon."""
-    return click.option(
-        "-s",
-        "--socket",
-        "socket",
-        default=None,
-        envvar="TOONDB_SOCKET",
-        show_envvar=True,
-        metavar="PATH",
-        help="Unix socket path.  [default: <db>/toondb.sock]",
-    )(function)
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_commands(ctx, formatter)
+        options = [option.get_help_record(ctx) for option in self.commands["serve"].params]
+        with formatter.section("Options of serve, the default command"):
+            formatter.write_dl([option for option in options if option is not None])
 
 
 @click.group(
@@ -189,24 +168,48 @@ def cli() -> None:
     help="Event loop.",
 )
 def serve(log_level: str, sync_mode: str, allow_uids: Sequence[int], **options: Any) -> None:
-    """Serve a database folder until SIGTERM or Ctrl-C (the default command)."""
+    """Serve a database folder (the default).
+
+    Until SIGTERM or Ctrl-C, which stop it gracefully.
+    """
     from .daemon import run
     from .logs import configure
 
     configure(log_level)
-    config = ServerConfig(sync_mode=SyncMode(sync_mode), allow_uids=frozenset(allow_uids), **options)
+    try:
+        config = ServerConfig(sync_mode=SyncMode(sync_mode), allow_uids=frozenset(allow_uids), **options)
+        config.engine_options()
+    except ConfigurationError as error:
+        raise click.UsageError(error.message) from None
     sys.exit(run(config))
 
 
 def main() -> None:
-    """Entry point: a ToonDB error ends in one clear line and exit status 1, never in a traceback."""
+    """Entry point: whatever goes wrong ends in one clear line and an exit status, never in a traceback.
+
+    Exit status: 0 done, 1 failed, 2 wrong usage, 3 and 4 see ``status``, 130 Ctrl-C. A reader
+    of a pipe that left ends the command quietly with 1 (click does that).
+    """
     from . import cli_admin
 
     cli_admin.register(cli)
+    status: Any = 0
     try:
-        cli(prog_name="toondb-server")
-    except ToonDBError as error:
-        click.echo(f"Error: {error.message}", err=True)
-        if error.remediation:
-            click.echo(f"  {error.remediation}", err=True)
-        sys.exit(1)
+        status = cli.main(prog_name="toondb-server", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        status = EXIT_INTERRUPTED
+    except ToonDBError as error:  # before OSError: some are both
+        status = _complain(error.message, error.remediation)
+    except OSError as error:
+        status = _complain(f"{error.strerror or error}{'' if error.filename is None else f': {error.filename}'}.")
+    sys.exit(status)
+
+
+def _complain(message: str, remediation: str = "") -> int:
+    click.echo(f"Error: {message}", err=True)
+    if remediation:
+        click.echo(f"  {remediation}", err=True)
+    return 1

@@ -13,7 +13,7 @@ _UNITS = {"": 0, "b": 0, "k": 1, "kb": 1, "kib": 1, "m": 2, "mb": 2, "mib": 2, "
 _UNITS |= {"t": 4, "tb": 4, "tib": 4}
 
 
-class ByteSize(click.ParamType):
+class ByteSize(click.ParamType[int]):
     """A size in bytes: ``1048576``, ``64MiB``, ``2g``. Units are powers of 1024."""
 
     name = "size"
@@ -27,7 +27,7 @@ class ByteSize(click.ParamType):
         return int(match[1]) << (10 * _UNITS[match[2].lower()])
 
 
-class OctalMode(click.ParamType):
+class OctalMode(click.ParamType[int]):
     """Permission bits in octal: ``600``, ``0660``."""
 
     name = "octal"
@@ -44,7 +44,7 @@ class OctalMode(click.ParamType):
         return mode
 
 
-class UserId(click.ParamType):
+class UserId(click.ParamType[int]):
     """A user by id or name."""
 
     name = "uid"

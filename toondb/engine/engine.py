@@ -55,7 +55,7 @@ class LatestReader:
 
     def get(self, key: bytes) -> bytes | None:
         """The raw record of a key (value after ``HEADER_SIZE`` bytes), or None."""
-        if self._as_of != self._writer.commits or self._txn is None:
+        if self._as_of != self._writer.commits:
             self._renew()
         raw: bytes | None = self._get(key)
         return raw
@@ -63,15 +63,17 @@ class LatestReader:
     def _renew(self) -> None:
         self.release()
         # Read the counter first: a commit in between makes the next get renew once more, never miss one.
-        self._as_of = self._writer.commits
+        as_of = self._writer.commits
         self._txn = self._environment.lmdb.begin(db=self._database)
         self._get = self._txn.get
+        self._as_of = as_of
 
     def release(self) -> None:
         """Let the view go; the next get takes a fresh one."""
         if self._txn is not None:
             self._txn.abort()
             self._txn = self._get = None
+            self._as_of = -1
 
 
 class Engine:

@@ -84,8 +84,11 @@ class Scan(Protocol):
         last_key: The last key given out.
     """
 
-    exhausted: bool
-    last_key: bytes | None
+    @property
+    def exhausted(self) -> bool: ...
+
+    @property
+    def last_key(self) -> bytes | None: ...
 
     def batch(self, max_rows: int, max_bytes: int) -> list[bytes]:
         """The next rows as a flat list ``[key, value, ...]``."""
