@@ -126,6 +126,9 @@ class AsyncIpcClient(AsyncStore):
                 if loop.time() + delay >= deadline:
                     raise ConnectionLostError("the server kept closing the connection.") from None
                 await asyncio.sleep(delay)
+            except ValidationError:
+                pool.release(connection)  # refused before anything was sent
+                raise
             except BaseException:
                 pool.discard(connection)
                 raise
@@ -368,6 +371,8 @@ class AsyncTransaction(AsyncStore):
             connection = self._check()
             try:
                 return await connection.exchange(frames)
+            except ValidationError:
+                raise  # refused before anything was sent
             except BaseException as error:
                 self._end("lost")
                 if isinstance(error, (LostBeforeSending, ConnectionLostError)):

@@ -8,10 +8,11 @@ from typing import cast
 
 from toondb_protocol.client_core import ClientCore, ReplyFrame
 from toondb_protocol.errors import ConfigurationError, ConnectionLostError, OperationTimeoutError, ToonDBError
+from toondb_protocol.frames import MAX_MAX_FRAME
 from toondb_protocol.hello import ServerHello
 
 from . import calls, forks
-from .connection import MAX_PATH, LostBeforeSending, connect_error
+from .connection import MAX_PATH, LostBeforeSending, check_frames, connect_error
 
 __all__ = ["AsyncConnection"]
 
@@ -29,6 +30,7 @@ class AsyncConnection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
         self._loop = loop
         self._timeout = timeout
+        self._cap = MAX_MAX_FRAME
         self._core = ClientCore()
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._wanted = 0
@@ -62,6 +64,7 @@ class AsyncConnection(asyncio.Protocol):
                 _, connection = await loop.create_unix_connection(lambda: cls(loop, timeout), path)
                 call = calls.hello()
                 connection.hello = call.decode((await connection.exchange([call.frame]))[0])
+                connection._cap = connection.hello.max_frame
         except TimeoutError as error:
             if connection is not None:
                 connection.close()
@@ -148,6 +151,7 @@ class AsyncConnection(asyncio.Protocol):
             if self._core.goodbye is not None:
                 raise self._core.goodbye
             raise LostBeforeSending
+        check_frames(frames, self._cap)
         core = self._core
         core.sent(len(frames))
         timer = self._loop.call_later(self._timeout, self._timed_out)

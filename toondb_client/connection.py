@@ -11,7 +11,14 @@ import time
 from typing import Any
 
 from toondb_protocol.client_core import ClientCore, ReplyFrame
-from toondb_protocol.errors import ConfigurationError, ConnectionError, OperationTimeoutError, ToonDBError
+from toondb_protocol.errors import (
+    ConfigurationError,
+    ConnectionError,
+    OperationTimeoutError,
+    ToonDBError,
+    ValueTooLargeError,
+)
+from toondb_protocol.frames import HEADER_SIZE, MAX_MAX_FRAME
 from toondb_protocol.hello import ServerHello
 
 from . import calls
@@ -47,6 +54,20 @@ def connect_error(path: str, error: OSError) -> ToonDBError:
     return ConnectionError(f"cannot connect to {path}: {error.strerror or error}.")
 
 
+def check_frames(frames: list[bytes], cap: int) -> None:
+    """Refuse what the server would refuse, before any of it is sent.
+
+    Raises:
+        ValueTooLargeError: A frame's payload is over the server's ``--max-frame``.
+    """
+    longest = max(map(len, frames), default=0) - HEADER_SIZE
+    if longest > cap:
+        raise ValueTooLargeError(
+            f"the request has {longest} bytes, the server's --max-frame is {cap}.",
+            details={"limit": cap, "actual": longest},
+        )
+
+
 class SyncConnection:
     """A connected socket and its protocol core. Used by one thread at a time.
 
@@ -59,7 +80,7 @@ class SyncConnection:
         ConnectionError, OperationTimeoutError, ProtocolError: No ToonDB server answered.
     """
 
-    __slots__ = ("_core", "_poll", "_timeout", "hello", "sock")
+    __slots__ = ("_cap", "_core", "_poll", "_timeout", "hello", "sock")
 
     def __init__(self, path: str, timeout: float, deadline: float) -> None:
         if len(os.fsencode(path)) > MAX_PATH:
@@ -84,11 +105,13 @@ class SyncConnection:
             interval = struct.pack("ll", int(timeout), int(timeout % 1 * 1_000_000))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+            self._cap = MAX_MAX_FRAME
             call = calls.hello()
             try:
                 self.hello: ServerHello = call.decode(self._pump([call.frame], 1, deadline)[0])
             except LostBeforeSending:
                 raise ConnectionError(f"the peer at {path} closed the connection at once.") from None
+            self._cap = self.hello.max_frame
         except BaseException:
             self.sock.close()
             raise
@@ -130,6 +153,7 @@ class SyncConnection:
 
     def exchange(self, frames: list[bytes]) -> list[ReplyFrame]:
         """Send requests and receive all their replies, in order; sends and receives at the same time."""
+        check_frames(frames, self._cap)
         return self._pump(frames, len(frames), time.monotonic() + self._timeout)
 
     def _pump(self, frames: list[bytes], replies: int, deadline: float, *, counted: bool = False) -> list[ReplyFrame]:
@@ -142,7 +166,9 @@ class SyncConnection:
         if poll is None:
             poll = self._poll = select.poll()
             poll.register(sock.fileno(), 0)
-        while len(core.replies) < replies:
+        # A server may answer before it has the whole request (a refused one); the rest must still go out, or
+        # the next request would be taken for it.
+        while out or len(core.replies) < replies:
             poll.modify(sock.fileno(), select.POLLIN | (select.POLLOUT if out else 0))
             wait = deadline - time.monotonic()
             if wait <= 0 or not poll.poll(wait * 1000 + 1):

@@ -154,6 +154,9 @@ class IpcClient(SyncStore):
                     raise
                 time.sleep(delay)
                 continue
+            except ValidationError:
+                pool.release(connection)  # refused before anything was sent
+                raise
             except BaseException:
                 pool.discard(connection)
                 raise
@@ -176,6 +179,9 @@ class IpcClient(SyncStore):
             except LostBeforeSending:
                 pool.discard(connection)
                 continue
+            except ValidationError:
+                pool.release(connection)  # refused before anything was sent
+                raise
             except BaseException:
                 pool.discard(connection)
                 raise
@@ -217,6 +223,9 @@ class IpcClient(SyncStore):
                 if time.monotonic() >= deadline:
                     raise ConnectionLostError("the server kept closing the connection.") from error
                 time.sleep(next(waits))
+            except ValidationError:
+                pool.release(connection)  # refused before anything was sent
+                raise
             except BaseException:
                 pool.discard(connection)
                 raise
@@ -465,6 +474,8 @@ class Transaction(SyncStore):
                 if len(frames) == 1:
                     return [connection.roundtrip(frames[0])]
                 return connection.exchange(frames)
+            except ValidationError:
+                raise  # refused before anything was sent
             except BaseException as error:
                 self._end("lost")
                 if isinstance(error, (LostBeforeSending, ConnectionLostError)):
