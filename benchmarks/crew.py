@@ -86,6 +86,10 @@ class Crew:
         rate = sum(result["count"] / result["seconds"] for result in results)
         return rate, sum(result["count"] for result in results)
 
+    def pids(self, processes: int) -> list[int]:
+        """The process ids of the first workers."""
+        return [worker.pid for worker in self._workers[:processes]]
+
     def _discard(self) -> None:
         """End all workers; the next cell starts new ones."""
         for worker in self._workers:

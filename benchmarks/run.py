@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from benchmarks.crew import Crew, CrewError
 from benchmarks.footprint import measure_memory, measure_start, raise_descriptor_limit
 from benchmarks.report import CellResult, RowResult
 from benchmarks.rows import Cell, Row
-from benchmarks.servers import Servers, cpu_seconds, missing
+from benchmarks.servers import Servers, cpu_seconds, missing, place
 from benchmarks.timing import Samples, turns
 from benchmarks.workload import Workload
 
@@ -87,10 +89,22 @@ def _measure_rate(row: Row, servers: Servers, crew: Crew, effort: Effort) -> lis
             if server and cell.driver != "toondb-direct":
                 cpu[cell.label].append(used / count * 1e6)
 
+    def place_all(cores: Collection[int]) -> None:
+        pids = crew.pids(max(connections.values(), default=0))
+        for pid in [*pids, *(server.pid for server in server_of.values() if server)]:
+            # A process that has ended by now is reported by its next turn.
+            with contextlib.suppress(OSError):
+                place(pid, cores)
+
+    every_core = os.sched_getaffinity(0)
+    if row.one_core:
+        place_all({max(every_core)})
     for cell in row.cells:
         turn(cell, effort.warm_up, keep=False)
     for _, cell in turns(row.cells, effort.rounds):
         turn(cell, effort.seconds, keep=True)
+    if row.one_core:
+        place_all(every_core)
     for name in server_of:
         try:
             crew.close(name, connections[name])

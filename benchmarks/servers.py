@@ -18,13 +18,14 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks.children import Child, Children
 from benchmarks.crew import Crew
 from benchmarks.workload import Workload
 
-__all__ = ["MAX_CLIENTS", "Servers", "cpu_seconds", "memory_mb", "missing", "toondb_arguments"]
+__all__ = ["MAX_CLIENTS", "Servers", "cpu_seconds", "memory_mb", "missing", "place", "toondb_arguments"]
 
 MAX_CLIENTS = 2000
 _READY_TIMEOUT = 30.0
@@ -154,6 +155,12 @@ class Servers:
         crew.close(name, 1)
         self.stop(child)
         return folder
+
+
+def place(pid: int, cores: Collection[int]) -> None:
+    """Confine all threads of a process to some cores."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), cores)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -28,6 +28,7 @@ ECHO_ROW = Row(
     "Echo",
     (Cell("one", "echo", "echo", "get"), Cell("two", "echo", "echo", "get", 2)),
     (Target("one against two", "one", 1e-9, "two"),),
+    one_core=True,
 )
 
 
@@ -123,7 +124,13 @@ def test_rows_are_consistent() -> None:
 
 
 def test_only_selects_by_pattern_in_the_order_of_the_rows() -> None:
-    assert [row.name for row in select_rows(["scan", "get-*"])] == ["get-1", "get-8", "get-32", "scan"]
+    assert [row.name for row in select_rows(["scan", "get-*"])] == [
+        "get-1",
+        "get-1-any-core",
+        "get-8",
+        "get-32",
+        "scan",
+    ]
     with pytest.raises(ValueError, match="no row 'nope'"):
         select_rows(["nope"])
 
