@@ -1,0 +1,282 @@
+"""The documents: what they show is executed, what exists is documented, and links lead somewhere."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import toondb
+from tests.support.daemon import Daemon
+from tests.support.documents import ROOT, Block, DocumentRunner, code_blocks, make_targets, matches
+from toondb_client import IpcClient, Row, Transaction
+from toondb_client.aio import AsyncIpcClient, AsyncTransaction
+from toondb_client.pipeline import AsyncPipeline, Pipeline
+from toondb_client.query import AsyncQueryBuilder, QueryBuilder
+from toondb_protocol import errors
+from toondb_server import cli_admin
+from toondb_server.cli import cli
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL_MARKDOWN = [
+    *DOCUMENTS,
+    *(ROOT / name for name in ("systemd/README.md", "benchmarks/README.md", "protocol/vectors/README.md")),
+]
+TARGETS = {"help", "install", "demo", "test", "lint", "types", "check", "fuzz", "bench", "docs", "format", "clean"}
+
+
+def is_doctest(block: Block) -> bool:
+    return block.code.startswith(">>> ")
+
+
+def runs(document: Path) -> bool:
+    return any(block.language in ("bash", "python") and not is_doctest(block) for block in code_blocks(document))
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def section(text: str, heading: str) -> str:
+    """The text below a heading line, up to the next heading."""
+    assert f"\n{heading}\n" in text, f"there is no heading {heading!r}"
+    return re.split(r"\n#+ ", text.split(f"\n{heading}\n", 1)[1])[0]
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of the rows of all tables, without their head lines."""
+    rows: list[list[str]] = []
+    lines = [*text.splitlines(), ""]
+    for at, line in enumerate(lines):
+        if line.startswith("| ") and not line.startswith("| --- ") and not lines[at + 1].startswith("| --- "):
+            rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return rows
+
+
+def code(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# What documents show
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if runs(path)], ids=lambda path: path.name)
+def test_the_code_of_a_document_runs_as_shown(document: Path) -> None:
+    with DocumentRunner(document) as runner:
+        for block in code_blocks(document):
+            if block.language in ("bash", "python"):
+                runner.run(block)
+
+
+def test_only_one_document_is_a_doctest() -> None:
+    # tests/test_toon.py runs it.
+    found = [path.name for path in DOCUMENTS if any(is_doctest(block) for block in code_blocks(path))]
+    assert found == ["toon.md"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("```python\n1 + 1    # -> 3\n```\n", "is 2, the document says 3"),
+        ("```python\nx = 1    # -> 1\n```\n", "belongs behind an expression"),
+        ("```python\nprint('a')\n```\n\n```text\nb\n```\n", "but the output is"),
+        ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
+        ("```bash\nfalse\necho not reached\n```\n", "failed"),
+        ("```bash\nmake no-such-target\n```\n", "no target 'no-such-target'"),
+        ("```bash\ntoondb-server --db /no/such/folder/db\n```\n", "did not start a server"),
+    ],
+)
+def test_a_wrong_document_is_found(tmp_path: Path, text: str, complaint: str) -> None:
+    document = tmp_path / "wrong.md"
+    document.write_text(text, encoding="utf-8")
+    with DocumentRunner(document) as runner, pytest.raises(AssertionError, match=re.escape(complaint)):
+        for block in code_blocks(document):
+            if block.language != "text":
+                runner.run(block)
+
+
+def test_matching() -> None:
+    assert matches("a...c\n", "abbbc")
+    assert matches("...", "")
+    assert not matches("a", "ab")
+    assert not matches("a.c", "abc")
+
+
+def test_the_makefile_has_the_targets_that_people_expect() -> None:
+    assert make_targets() == TARGETS
+
+
+# Links
+
+
+@cache
+def anchors(document: Path) -> set[str]:
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE):
+        words = re.sub(r"[^\w\- ]", "", heading.lower().replace("`", ""))
+        found.add(words.replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("document", ALL_MARKDOWN, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document: Path) -> None:
+    prose = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if re.match(r"[a-z]+://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (document.parent / path).resolve() if path else document
+        assert linked.exists(), f"{target} does not exist"
+        assert linked.is_relative_to(ROOT), f"{target} is outside of the project"
+        assert not anchor or anchor in anchors(linked), f"{target}: there is no such heading"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = text_of("README.md")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in readme, f"README.md does not link docs/{page.name}"
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def commands() -> dict[str, click.Command]:
+    cli_admin.register(cli)
+    return dict(cli.commands)
+
+
+def options_of(command: click.Command) -> list[click.Option]:
+    return [item for item in command.params if isinstance(item, click.Option) and not item.hidden]
+
+
+def long_name(option: click.Option) -> str:
+    return max(option.opts, key=len)
+
+
+def shown_default(option: click.Option) -> str:
+    """The default as ``--help`` shows it; empty for none."""
+    in_text = re.search(r"\[default: (.*?)\]", option.help or "")
+    if in_text:
+        return in_text[1]
+    if isinstance(option.show_default, str):
+        return option.show_default
+    return str(option.default) if option.show_default else ""
+
+
+def test_every_option_of_serve_is_documented(commands: dict[str, click.Command]) -> None:
+    rows = table(section(text_of("docs/operations.md"), "## Options of `toondb-server serve`"))
+    documented = {code(row[0])[0]: (code(row[1]), row[2].replace("`", "")) for row in rows}
+    options = options_of(commands["serve"])
+    expected = {long_name(option): ([option.envvar], shown_default(option)) for option in options}
+    assert documented == expected
+    assert all(row[3] for row in rows)
+
+
+def test_every_command_and_its_options_are_documented(commands: dict[str, click.Command]) -> None:
+    rows = table(section(text_of("docs/operations.md"), "## Commands"))
+    documented = {code(row[0])[0]: set(code(row[2])) for row in rows}
+    expected = {
+        name: {long_name(option) for option in options_of(command)} if name != "serve" else set()
+        for name, command in commands.items()
+        if not command.hidden
+    }
+    assert documented == expected
+
+
+def test_every_counter_is_documented(daemon: Daemon) -> None:
+    rows = table(section(text_of("docs/operations.md"), "## Monitoring"))
+    documented = [name for row in rows for name in code(row[0])]
+    with IpcClient.connect(daemon.socket) as client:
+        assert sorted(documented) == sorted(client.stats())
+
+
+# The clients
+
+
+def signature(name: str, method: Any) -> str:
+    """``name(argument, *, other=1)``, as the documents write it; the bare name of a property."""
+    if isinstance(method, property):
+        return name
+    shown: list[str] = []
+    for item in list(inspect.signature(getattr(method, "__func__", method)).parameters.values())[1:]:
+        if item.kind is item.KEYWORD_ONLY and "*" not in shown:
+            shown.append("*")
+        shown.append(item.name if item.default is item.empty else f"{item.name}={item.default!r}")
+    return f"{name}({', '.join(shown)})"
+
+
+def public(*classes: type) -> set[str]:
+    return {
+        signature(name, inspect.getattr_static(cls, name))
+        for cls in classes
+        for name in dir(cls)
+        if not name.startswith("_") and not (issubclass(cls, tuple) and hasattr(tuple, name))
+    }
+
+
+def documented(heading: str) -> set[str]:
+    rows = table(section(text_of("docs/clients.md"), heading))
+    assert all(row[1] for row in rows)
+    return {code(row[0])[0] for row in rows}
+
+
+STORE = "## Reads and writes"
+
+
+@pytest.mark.parametrize(
+    ("headings", "classes"),
+    [
+        ((STORE, "### IpcClient"), (IpcClient, AsyncIpcClient)),
+        ((STORE, "### Transaction"), (Transaction, AsyncTransaction)),
+        (("### Pipeline",), (Pipeline, AsyncPipeline)),
+        (("### QueryBuilder",), (QueryBuilder, AsyncQueryBuilder)),
+        (("### Row",), (Row,)),
+    ],
+    ids=lambda item: item[-1] if isinstance(item[-1], str) else item[0].__name__,
+)
+def test_every_public_method_is_documented(headings: tuple[str, ...], classes: tuple[type, ...]) -> None:
+    found = {name for heading in headings for name in documented(heading)}
+    # Transaction.find() is for the clients' commit() and abort(): it takes their pool.
+    assert found == {name for name in public(*classes) if not name.startswith("find(")}
+
+
+def test_every_option_of_connect_is_documented() -> None:
+    rows = table(section(text_of("docs/clients.md"), "## Connecting"))
+    expected = [name for name in inspect.signature(IpcClient.connect).parameters if name != "target"]
+    assert [code(row[0])[0] for row in rows] == expected
+
+
+def test_every_error_is_documented() -> None:
+    rows = table(section(text_of("docs/clients.md"), "## Errors"))
+    expected: dict[str, tuple[str, str]] = {}
+    for name in errors.__all__:
+        value = getattr(errors, name)
+        if inspect.isclass(value) and issubclass(value, errors.ToonDBError):
+            expected[name] = (value.code, (inspect.getdoc(value) or "").split("\n")[0].replace("``", "`"))
+    assert {code(row[0])[0]: (code(row[1])[0], row[2]) for row in rows} == expected
+
+
+# Dependencies and versions
+
+
+def test_every_dependency_is_documented() -> None:
+    project = tomllib.loads(text_of("pyproject.toml"))
+    wanted = [
+        *project["project"]["dependencies"],
+        *(item for extra in project["project"]["optional-dependencies"].values() for item in extra),
+        *project["build-system"]["requires"],
+    ]
+    names = {re.split(r"[^\w-]", item)[0] for item in wanted}
+    assert {code(row[0])[0] for row in table(text_of("docs/dependencies.md"))} == names
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"\n## {toondb.__version__}\n" in text_of("CHANGELOG.md")
+    assert tomllib.loads(text_of("pyproject.toml"))["project"]["version"] == toondb.__version__
