@@ -87,7 +87,7 @@ $(VENV)/.made:
 	elif [ -z "$$found" ]; then \
 		echo "ToonDB needs Python 3.11 or later$${old:+; this machine has $$old}." >&2; \
 		echo "  On Debian or Ubuntu: apt-get install python3 python3-venv" >&2; \
-		echo "  Elsewhere: https://www.python.org/downloads/, then make PYTHON=/path/to/python3 ..." >&2; exit 1; \
+		echo "  Elsewhere: install Python 3.11 or later, then make PYTHON=/path/to/python3 ..." >&2; exit 1; \
 	fi; \
 	echo "Making the virtual environment $(VENV) with $$found ($$version) ..."; \
 	"$$found" -m venv --clear $(VENV); \
