@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from toondb_protocol.client_core import ReplyFrame
 from toondb_protocol.errors import (
+    ConnectionError,
     ConnectionLostError,
     ForkedProcessError,
-    OperationTimeoutError,
+    ProtocolError,
     ToonDBError,
     TransactionClosedError,
     TransactionConflictError,
@@ -32,7 +34,7 @@ from .aio_store import AsyncStore
 from .backoff import delays
 from .connection import LostBeforeSending
 from .direct import DirectReader
-from .ipc import check_timeout, lost_write
+from .ipc import check_options, lost_step, lost_write
 from .pipeline import AsyncPipeline
 from .rows import Row, pair_rows
 from .target import socket_path
@@ -40,6 +42,8 @@ from .target import socket_path
 __all__ = ["AsyncIpcClient", "AsyncTransaction"]
 
 T = TypeVar("T")
+
+_ROWS_PER_TURN = 1024
 
 
 class AsyncIpcClient(AsyncStore):
@@ -54,6 +58,11 @@ class AsyncIpcClient(AsyncStore):
         self._direct = direct
         self._generation = forks.generation()
         self.server = hello
+        forks.reset_in_child(self)
+
+    def reset_in_child(self) -> None:
+        """In a forked child: nothing of it can be used, the environment of direct reads least of all."""
+        self._direct = None
 
     @classmethod
     async def connect(
@@ -68,14 +77,8 @@ class AsyncIpcClient(AsyncStore):
     ) -> AsyncIpcClient:
         """Connect to a daemon; see :meth:`IpcClient.connect` for the arguments and errors."""
         path = socket_path(target)
-        if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
-            raise ValidationError(f"max_connections must be at least 1, got {max_connections!r}.")
-        pool = AsyncPool(
-            path,
-            check_timeout("timeout", timeout),
-            max_connections,
-            check_timeout("reconnect_timeout", reconnect_timeout),
-        )
+        check_options(timeout, max_connections, reconnect_timeout, retry_writes, direct_reads)
+        pool = AsyncPool(path, float(timeout), max_connections, float(reconnect_timeout))
         connection = await pool.first()
         try:
             direct = DirectReader(connection.hello) if direct_reads else None
@@ -91,6 +94,10 @@ class AsyncIpcClient(AsyncStore):
     def _check(self) -> None:
         if self._generation != forks.generation():
             raise ForkedProcessError("this client was connected by the parent process.")
+        if asyncio.get_running_loop() is not self._pool.loop:
+            raise ConnectionError(
+                "this client belongs to another event loop.", remediation="Connect in this event loop."
+            )
 
     async def _call(self, call: calls.Call) -> Any:
         return call.decode(await self._on_connection(lambda c: c.roundtrip(call.frame), retry=call.retry))
@@ -135,30 +142,58 @@ class AsyncIpcClient(AsyncStore):
 
     async def _run(self, operation: calls.Operation[T]) -> T:
         """Run an operation of several steps on one connection."""
+        self._check()
+        pool = self._pool
+        deadline = pool.loop.time() + pool.timeout
+        waits = delays()
+        connection: AsyncConnection | None = None
         try:
-            frames = next(operation)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        replies, connection = await self._hold(lambda c: c.exchange(frames), retry=False)
-        try:
-            while True:
-                replies = await connection.exchange(operation.send(replies))
+            step = next(operation)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
-        except LostBeforeSending:
-            raise ConnectionLostError(
-                "the server closed the connection between two steps; nothing was applied."
-            ) from None
-        except ConnectionLostError as error:
-            raise lost_write(error) from None
-        finally:
-            self._pool.release(connection)  # closes it unless it is clean
+        while True:
+            if connection is None:
+                connection = await pool.acquire(deadline)
+            try:
+                replies = await connection.exchange(step.frames)
+            except (LostBeforeSending, ConnectionLostError) as error:
+                pool.discard(connection)
+                pool.drop_idle()
+                connection = None
+                delay = next(waits)
+                if step.loss is not calls.Loss.AGAIN or pool.loop.time() + delay >= deadline:
+                    raise lost_step(error, step.loss) from None
+                await asyncio.sleep(delay)
+                continue
+            except BaseException:
+                # Also when nothing was sent: a transaction that this operation began ends with its connection.
+                pool.discard(connection)
+                raise
+            try:
+                step = operation.send(replies)
+            except StopIteration as stop:
+                pool.release(connection)
+                return stop.value  # type: ignore[no-any-return]
+            except ProtocolError:
+                pool.discard(connection)
+                raise
+            except ToonDBError:
+                pool.release(connection)  # an answer of the server leaves it usable
+                raise
+            except BaseException:
+                pool.discard(connection)
+                raise
 
     async def _scan(self, scan: calls.ScanRange) -> AsyncIterator[Row]:
         if self._direct is not None:
-            for row in self._direct.scan(scan):
-                yield row
+            rows = self._direct.scan(scan)
+            try:
+                for count, row in enumerate(rows, 1):
+                    yield row
+                    if not count % _ROWS_PER_TURN:
+                        await asyncio.sleep(0)  # nothing else lets other tasks run
+            finally:
+                rows.close()
             return
         call = calls.scan_start(0, scan, calls.FIRST_WINDOW)
         first = call.frame
@@ -256,6 +291,7 @@ class AsyncIpcClient(AsyncStore):
 
         See :meth:`IpcClient.run_transaction`.
         """
+        calls.whole_number("attempts", attempts, 1)
         waits = delays(0.001, 0.1)
         for attempt in range(1, attempts + 1):
             transaction = await self.begin_transaction(isolation)
@@ -268,7 +304,7 @@ class AsyncIpcClient(AsyncStore):
                 await asyncio.sleep(next(waits))
                 continue
             return result
-        raise ValidationError(f"attempts must be at least 1, got {attempts!r}.")
+        raise AssertionError("unreachable")
 
     async def commit(self, transaction: AsyncTransaction | int) -> int:
         """Commit a transaction given as the object or its id; answers the LSN."""
@@ -286,8 +322,17 @@ class AsyncIpcClient(AsyncStore):
         return self._pool.closed
 
     async def close(self) -> None:
-        """Close the connections. Idempotent; open transactions are aborted by the server."""
+        """Close the connections. Idempotent; open transactions are aborted by the server.
+
+        Calls and scans of other tasks that are under way come to their end.
+        """
+        if self._generation != forks.generation():
+            self._pool.closed = True
+            return
+        if not self._pool.loop.is_closed():
+            self._check()
         self._pool.close()
+        AsyncTransaction.hang_up(self._pool)
         if self._direct is not None:
             self._direct.close()
         # Aborted transports close their sockets in the loop's next turn.
@@ -298,6 +343,9 @@ class AsyncIpcClient(AsyncStore):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an AsyncIpcClient cannot be pickled; send its socket path and connect there")
 
     def __repr__(self) -> str:
         return f"<AsyncIpcClient {self._pool.path}{' closed' if self.closed else ''}>"
@@ -334,7 +382,7 @@ class AsyncTransaction(AsyncStore):
         self._generation = forks.generation()
         self._lock = asyncio.Lock()
         self._ended = ""
-        self._failure: ToonDBError | None = None
+        self._failure = ""
         self._open[id(pool), transaction_id] = self
 
     @classmethod
@@ -342,10 +390,20 @@ class AsyncTransaction(AsyncStore):
         """The transaction that an object or id means."""
         if isinstance(transaction, AsyncTransaction):
             return transaction
-        found = cls._open.get((id(pool), transaction)) if isinstance(transaction, int) else None
+        if isinstance(transaction, bool) or not isinstance(transaction, int):
+            raise ValidationError(f"a transaction or its id is needed, got {transaction!r:.60}.")
+        found = cls._open.get((id(pool), transaction))
         if found is None:
             raise TransactionClosedError(f"transaction {transaction!r} is not open on this client.")
         return found
+
+    @classmethod
+    def hang_up(cls, pool: AsyncPool) -> None:
+        """Let the server abort the open transactions of a pool."""
+        for reference in cls._open.valuerefs():
+            transaction = reference()
+            if transaction is not None and transaction._pool is pool and transaction._connection is not None:
+                transaction._connection.close()
 
     @property
     def id(self) -> int:
@@ -357,16 +415,20 @@ class AsyncTransaction(AsyncStore):
         """Whether it can still be used."""
         return self._connection is not None
 
-    def _check(self) -> AsyncConnection:
+    def _check_process(self) -> None:
+        # Before the lock, which a task of the parent may have held.
         if self._generation != forks.generation():
             raise ForkedProcessError("this transaction was begun by the parent process.")
+
+    def _check(self) -> AsyncConnection:
         if self._connection is None:
-            if self._failure is not None:
-                raise self._failure
+            if self._failure:
+                raise TransactionError(self._failure, remediation="Run it again.")
             raise TransactionClosedError(f"transaction {self._txn} is already {self._ended}.")
         return self._connection
 
     async def _exchange(self, frames: list[bytes]) -> list[ReplyFrame]:
+        self._check_process()
         async with self._lock:
             connection = self._check()
             try:
@@ -376,24 +438,17 @@ class AsyncTransaction(AsyncStore):
             except BaseException as error:
                 self._end("lost")
                 if isinstance(error, (LostBeforeSending, ConnectionLostError)):
-                    self._failure = self._was_lost()
-                    raise self._failure from None
+                    raise TransactionError(self._failure, remediation="Run it again.") from None
                 raise
-
-    def _was_lost(self) -> TransactionError:
-        return TransactionError(
-            f"the connection of transaction {self._txn} was lost; the server has aborted it.",
-            remediation="Run it again.",
-        )
 
     async def _call(self, call: calls.Call) -> Any:
         return call.decode((await self._exchange([call.frame]))[0])
 
     async def _run(self, operation: calls.Operation[T]) -> T:
         try:
-            frames = next(operation)
+            step = next(operation)
             while True:
-                frames = operation.send(await self._exchange(frames))
+                step = operation.send(await self._exchange(step.frames))
         except StopIteration as stop:
             result: T = stop.value
             return result
@@ -419,6 +474,7 @@ class AsyncTransaction(AsyncStore):
 
     async def commit(self) -> int:
         """Commit; see :meth:`Transaction.commit`."""
+        self._check_process()
         async with self._lock:
             connection = self._check()
             call = calls.commit(self._txn)
@@ -426,9 +482,9 @@ class AsyncTransaction(AsyncStore):
                 reply = await connection.roundtrip(call.frame)
             except LostBeforeSending:
                 self._end("lost")
-                raise self._was_lost() from None
-            except (ConnectionLostError, OperationTimeoutError) as error:
-                self._end("lost")
+                raise TransactionError(self._failure, remediation="Run it again.") from None
+            except ToonDBError as error:
+                self._end("sent for commit, with an unknown outcome", usable=False)
                 raise TransactionOutcomeUnknownError(
                     f"the outcome of the commit of transaction {self._txn} is unknown: {error.message}"
                 ) from None
@@ -445,26 +501,31 @@ class AsyncTransaction(AsyncStore):
 
     async def abort(self) -> None:
         """End it without applying anything. No error when it was aborted already."""
+        self._check_process()
         async with self._lock:
             if self._connection is None and self._ended != "committed":
                 return
             connection = self._check()
             try:
                 await connection.roundtrip(calls.abort(self._txn).frame)
-            except (ConnectionLostError, LostBeforeSending, OperationTimeoutError):
-                self._end("lost")
+            except (ToonDBError, LostBeforeSending):
+                self._end("aborted", usable=False)  # with its connection
                 return
             except BaseException:
                 self._end("lost")
                 raise
             self._end("aborted")
 
-    def _end(self, how: str) -> None:
+    def _end(self, how: str, *, usable: bool = True) -> None:
+        """Note the end: ``committed``, ``aborted`` or ``lost``, which is an abort that nobody asked for."""
         connection, self._connection = self._connection, None
         self._ended = "aborted" if how == "lost" else how
-        self._open.pop((id(self._pool), self._txn), None)
+        if how == "lost":
+            self._failure = f"the connection of transaction {self._txn} was lost; the server has aborted it."
+        if self._open.get((id(self._pool), self._txn)) is self:  # a restarted server gives the same ids again
+            del self._open[id(self._pool), self._txn]
         if connection is not None:
-            if how == "lost":
+            if how == "lost" or not usable:
                 self._pool.discard(connection)
             else:
                 self._pool.release(connection)
@@ -473,10 +534,12 @@ class AsyncTransaction(AsyncStore):
         return self
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        if not self.active:
-            return
         if exc_type is None:
-            await self.commit()
+            # One that was lost must not look committed because the block went on after the error.
+            if self.active or self._failure:
+                await self.commit()
+            return
+        if not self.active:
             return
         if not issubclass(exc_type, Exception):
             # Cancelled or interrupted: closing the connection aborts it without another await.
@@ -490,8 +553,10 @@ class AsyncTransaction(AsyncStore):
     def __del__(self) -> None:
         connection = getattr(self, "_connection", None)
         if connection is not None and self._generation == forks.generation():
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and its connections with it
+                # The collector runs in any thread.
+                self._pool.loop.call_soon_threadsafe(self._pool.discard, connection)
             warnings.warn(f"transaction {self._txn} was neither committed nor aborted", ResourceWarning, stacklevel=2)
-            self._pool.discard(connection)
 
     def __repr__(self) -> str:
         return f"<AsyncTransaction {self._txn} {'active' if self.active else self._ended}>"

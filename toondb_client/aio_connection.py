@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import cast
 
 from toondb_protocol.client_core import ClientCore, ReplyFrame
-from toondb_protocol.errors import ConfigurationError, ConnectionLostError, OperationTimeoutError, ToonDBError
+from toondb_protocol.errors import (
+    ConfigurationError,
+    ConnectionError,
+    ConnectionLostError,
+    OperationTimeoutError,
+    ToonDBError,
+)
 from toondb_protocol.frames import MAX_MAX_FRAME
 from toondb_protocol.hello import ServerHello
 
 from . import calls, forks
+from .backoff import delays
 from .connection import MAX_PATH, LostBeforeSending, check_frames, connect_error
 
 __all__ = ["AsyncConnection"]
 
 _STEP_BYTES = 256 * 1024
+
+
+async def _connected(path: str) -> socket.socket:
+    """A connected socket.
+
+    Connecting to a Unix socket never waits in the kernel: it succeeds, fails, or finds the server's queue of new
+    connections full, which no event tells the end of.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        for delay in delays():
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:
+                await asyncio.sleep(delay)
+    except BaseException:
+        sock.close()
+        raise
+    raise AssertionError("unreachable")
 
 
 class AsyncConnection(asyncio.Protocol):
@@ -61,7 +89,12 @@ class AsyncConnection(asyncio.Protocol):
         connection: AsyncConnection | None = None
         try:
             async with asyncio.timeout_at(deadline):
-                _, connection = await loop.create_unix_connection(lambda: cls(loop, timeout), path)
+                sock = await _connected(path)
+                try:
+                    _, connection = await loop.create_unix_connection(lambda: cls(loop, timeout), sock=sock)
+                except BaseException:
+                    sock.close()
+                    raise
                 call = calls.hello()
                 connection.hello = call.decode((await connection.exchange([call.frame]))[0])
                 connection._cap = connection.hello.max_frame
@@ -76,7 +109,7 @@ class AsyncConnection(asyncio.Protocol):
                 connection.close()
             raise
         except LostBeforeSending:
-            raise ConnectionLostError(f"the peer at {path} closed the connection at once.") from None
+            raise ConnectionError(f"the peer at {path} closed the connection at once.") from None
         except OSError as error:
             raise connect_error(path, error) from None
         except BaseException:
@@ -207,4 +240,17 @@ class AsyncConnection(asyncio.Protocol):
         """Close at once. Idempotent."""
         if self._lost is None:
             self._lost = ConnectionLostError("the connection was closed.")
-        self._transport.abort()
+        if not self._loop.is_closed():  # its end closed the transports
+            self._transport.abort()
+
+    def reset_in_child(self, null: int) -> None:
+        """In a forked child: let go of the parent's socket, so that the server sees when the parent closes it.
+
+        The descriptor stays taken, because the inherited transport may close that number at any time.
+
+        Args:
+            null: A descriptor to put in its place.
+        """
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            os.dup2(null, sock.fileno(), inheritable=False)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections import deque
 
-from toondb_protocol.errors import ConnectionError, DatabaseClosedError, PoolTimeoutError
+from toondb_protocol.errors import (
+    ConnectionError,
+    DatabaseClosedError,
+    PeerNotAllowedError,
+    PoolTimeoutError,
+    ToonDBError,
+)
 
+from . import forks
 from .aio_connection import AsyncConnection
 from .backoff import delays
 
 __all__ = ["AsyncPool"]
+
+
+def _closed() -> DatabaseClosedError:
+    return DatabaseClosedError("the client is closed.", remediation="Connect again.")
 
 
 class AsyncPool:
@@ -33,6 +46,16 @@ class AsyncPool:
         self._all: set[AsyncConnection] = set()
         self._slots = max_connections
         self._waiters: deque[asyncio.Future[AsyncConnection | None]] = deque()
+        self.loop = asyncio.get_running_loop()
+        forks.reset_in_child(self)
+
+    def reset_in_child(self) -> None:
+        """In a forked child: let go of the parent's sockets."""
+        if self._all:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            for connection in self._all:
+                connection.reset_in_child(null)
+            os.close(null)
 
     async def first(self) -> AsyncConnection:
         """Connect now, without trying again: a wrong path must fail at once."""
@@ -50,20 +73,19 @@ class AsyncPool:
             ConnectionError, OperationTimeoutError: The server cannot be reached.
             DatabaseClosedError: The client is closed.
         """
-        while True:
-            if self.closed:
-                raise DatabaseClosedError("the client is closed.", remediation="Connect again.")
-            while self._idle:
-                connection = self._idle.pop()
-                if connection.clean:
-                    return connection
-                self.discard(connection)
-            if self._slots > 0:
-                break
+        if self.closed:
+            raise _closed()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.clean:
+                return connection
+            self.discard(connection)
+        if self._slots > 0:
+            self._slots -= 1
+        else:
             handed = await self._wait(deadline)
             if handed is not None:
                 return handed
-        self._slots -= 1
         try:
             connection = await self._connect(deadline)
         except BaseException:
@@ -73,21 +95,24 @@ class AsyncPool:
         return connection
 
     async def _wait(self, deadline: float) -> AsyncConnection | None:
-        """A connection handed over by its last user, or None to look again (a slot is free)."""
-        waiter: asyncio.Future[AsyncConnection | None] = asyncio.get_running_loop().create_future()
+        """A connection handed over by its last user, or None: a slot for a new one."""
+        waiter: asyncio.Future[AsyncConnection | None] = self.loop.create_future()
         self._waiters.append(waiter)
         try:
             async with asyncio.timeout_at(deadline):
                 return await waiter
         except BaseException as error:
-            # Woken in the same turn as cancelled or late: the turn belongs to the next in line.
-            if waiter.done() and not waiter.cancelled():
+            # Served in the same turn as cancelled or late: it goes to the next in line.
+            if not waiter.done() or waiter.cancelled():
+                with contextlib.suppress(ValueError):
+                    self._waiters.remove(waiter)
+            elif waiter.exception() is None:
                 handed = waiter.result()
                 if handed is not None:
                     self.release(handed)
                 else:
-                    self._wake_one(None)
-            if isinstance(error, TimeoutError):
+                    self._free_slot()
+            if isinstance(error, TimeoutError) and not isinstance(error, ToonDBError):
                 raise PoolTimeoutError(
                     f"all {self.max_connections} connections stayed in use for {self.timeout:g} s."
                 ) from None
@@ -107,6 +132,8 @@ class AsyncPool:
         for delay in delays():
             try:
                 return await AsyncConnection.open(self.path, self.timeout, deadline)
+            except PeerNotAllowedError:
+                raise
             except ConnectionError:
                 if loop.time() + delay >= give_up:
                     raise
@@ -135,12 +162,15 @@ class AsyncPool:
             self.discard(self._idle.pop())
 
     def _free_slot(self) -> None:
-        self._slots += 1
-        self._wake_one(None)
+        # Handed over as well: it never counts as free while somebody waits for it.
+        if self.closed or not self._wake_one(None):
+            self._slots += 1
 
     def close(self) -> None:
         """Close idle connections; the others close when they are given back. Idempotent."""
         self.closed = True
         self.drop_idle()
-        while self._wake_one(None):
-            pass
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(_closed())

@@ -1,8 +1,8 @@
 """What the clients say on the wire, written once for the sync and the async client.
 
 A :data:`Call` is one request: its frame, how to decode its reply, and whether it may be sent again when the
-connection is lost before the reply. Operations of several steps are generators that yield lists of frames
-and receive the lists of their replies; they never touch a socket.
+connection is lost before the reply. Operations of several steps are generators that yield a :class:`Step` at a
+time and receive the list of its replies; they never touch a socket.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from enum import Enum
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgpack
@@ -26,10 +27,13 @@ from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 
 __all__ = [
     "Call",
+    "Loss",
     "Operation",
     "ScanRange",
+    "Step",
     "Window",
     "abort",
+    "answer_by_given",
     "begin",
     "checkpoint",
     "commit",
@@ -43,6 +47,7 @@ __all__ = [
     "get",
     "get_frame",
     "get_many",
+    "given_keys",
     "hello",
     "ping",
     "put",
@@ -54,6 +59,8 @@ __all__ = [
     "scan_range",
     "scan_start",
     "stats",
+    "text",
+    "whole_number",
 ]
 
 T = TypeVar("T")
@@ -94,7 +101,25 @@ class Call(NamedTuple):
     retry: bool
 
 
-Operation: TypeAlias = Generator[list[bytes], list[ReplyFrame], T]
+class Loss(Enum):
+    """What it means that the connection is lost before the replies of a step."""
+
+    AGAIN = 0
+    """Nothing depends on this connection yet and nothing changes: send the step again on another one."""
+    NOTHING = 1
+    """The server gives up the transaction of this operation: nothing was applied."""
+    UNKNOWN = 2
+    """It was committing: perhaps applied."""
+
+
+class Step(NamedTuple):
+    """Requests that an operation sends at once."""
+
+    frames: list[bytes]
+    loss: Loss
+
+
+Operation: TypeAlias = Generator[Step, list[ReplyFrame], T]
 
 
 # Decoders
@@ -125,7 +150,10 @@ def _u64(reply: ReplyFrame) -> int:
 def _json(reply: ReplyFrame) -> dict[str, Any]:
     if reply.code != Reply.STATS_RESP:
         raise_error(reply)
-    stats: dict[str, Any] = json.loads(reply.payload)
+    try:
+        stats: dict[str, Any] = json.loads(reply.payload)
+    except (ValueError, RecursionError):
+        raise ProtocolError("the server sent statistics that are not JSON") from None
     return stats
 
 
@@ -152,11 +180,72 @@ def _window(reply: ReplyFrame) -> Window:
     if reply.code != _END_STREAM:
         raise_error(reply)
     end = decode_map(reply.payload)
+    rows, cursor = end.get("rows", 0), end.get("cursor")
+    if not isinstance(rows, int) or not (cursor is None or isinstance(cursor, int)):
+        raise ProtocolError("the server closed a stream with facts of the wrong type")
     try:
         batches = [msgpack.unpackb(row) for row in reply.rows]
-    except (ValueError, msgpack.UnpackException):
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
         raise ProtocolError("the server sent a ROW that is not msgpack") from None
-    return Window(batches, end.get("rows", 0), end.get("cursor"))
+    for batch in batches:
+        if type(batch) is not list or not set(map(type, batch)) <= _BYTES:
+            raise ProtocolError("the server sent a ROW that is no array of binary items")
+    return Window(batches, rows, cursor)
+
+
+_BYTES = frozenset({bytes})
+
+
+# Arguments
+
+_MOST = 1 << 62
+
+
+def whole_number(name: str, value: int, least: int = 0) -> int:
+    """``value`` when it is a number of ``least`` or more; more than any database holds is cut to what fits a frame.
+
+    Raises:
+        ValidationError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValidationError(f"{name} must be a number of {least} or more, got {value!r:.60}.")
+    return min(value, _MOST)
+
+
+def text(what: str, value: object) -> str:
+    """``value`` when it is text that UTF-8 can carry.
+
+    Raises:
+        ValidationError: It is not.
+    """
+    if not isinstance(value, str):
+        raise ValidationError(f"{what} is text, got {type(value).__name__}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValidationError(f"{what} {value!r} is not valid Unicode text.") from None
+    return value
+
+
+def _several(what: str, items: object) -> Iterable[Any]:
+    """``items`` when it is a collection; a single key must not be taken for a collection of its characters."""
+    if isinstance(items, (str, bytes, bytearray, memoryview)) or not isinstance(items, Iterable):
+        raise ValidationError(f"{what} must be a collection, not {type(items).__name__}.")
+    return items
+
+
+def given_keys(keys: Iterable[KeyLike]) -> list[tuple[bytes, Any]]:
+    """Each key as bytes and as the caller wrote it (bytes, when that cannot be a key of a dict)."""
+    return [
+        (name, name if isinstance(key, (bytearray, memoryview)) else key)
+        for key in _several("keys", keys)
+        for name in (as_key(key),)
+    ]
+
+
+def answer_by_given(given: list[tuple[bytes, Any]], found: Mapping[bytes, bytes]) -> dict[Any, bytes]:
+    """The values found, by the key as the caller wrote it, in the caller's order."""
+    return {key: found[name] for name, key in given if name in found}
 
 
 # Single requests
@@ -207,6 +296,8 @@ def ping() -> Call:
 
 def begin(isolation: str, *, read_only: bool) -> Call:
     """Begin a transaction."""
+    if isolation not in ("snapshot", "serializable"):
+        raise ValidationError(f"isolation {isolation!r} is unknown; known: snapshot, serializable.")
     body: dict[str, Any] = {}
     if isolation != "snapshot":
         body["isolation"] = isolation
@@ -257,25 +348,26 @@ _COLUMN_TYPES = {
 
 def create_table(txn: int, name: str, columns: Mapping[str, str] | Sequence[Sequence[Any]]) -> Call:
     """Create a table. ``columns`` maps names to types, or lists (name, type[, nullable])."""
-    rows: Iterable[Sequence[Any]] = list(columns.items()) if isinstance(columns, Mapping) else columns
+    text("a table name", name)
+    rows = list(_several("columns", columns.items() if isinstance(columns, Mapping) else columns))
     fields: list[dict[str, Any]] = []
     for row in rows:
-        if isinstance(row, str) or not 2 <= len(row) <= 3:
+        if isinstance(row, (str, bytes)) or not isinstance(row, Sequence) or not 2 <= len(row) <= 3:
             raise ValidationError(f"a column is (name, type) or (name, type, nullable), got {row!r}.")
-        column, kind = row[0], row[1]
-        nullable = bool(row[2]) if len(row) == 3 else True
-        if isinstance(kind, str):
-            known = _COLUMN_TYPES.get(kind.lower())
-            if known is None:
-                raise ValidationError(
-                    f"column type {kind!r} is unknown; known: {', '.join(m.name.lower() for m in ColumnType)}."
-                )
-            kind = known
-        if not isinstance(column, str) or not isinstance(kind, int):
-            raise ValidationError(f"a column is (name, type) or (name, type, nullable), got {row!r}.")
-        fields.append({"name": column, "type": int(kind), "nullable": int(nullable)})
-    if not isinstance(name, str):
-        raise ValidationError(f"a table name is text, got {type(name).__name__}.")
+        column, kind = text("a column name", row[0]), row[1]
+        known = _COLUMN_TYPES.get(kind.lower()) if isinstance(kind, str) else None
+        if isinstance(kind, int) and not isinstance(kind, bool) and kind in _COLUMN_TYPES.values():
+            known = ColumnType(kind)
+        if known is None:
+            raise ValidationError(
+                f"column type {kind!r} is unknown; known: {', '.join(m.name.lower() for m in ColumnType)}."
+            )
+        nullable = row[2] if len(row) == 3 else True
+        if not isinstance(nullable, (bool, int)):
+            raise ValidationError(f"nullable of column {column!r} is true or false, got {nullable!r}.")
+        fields.append({"name": column, "type": int(known), "nullable": int(bool(nullable))})
+    if max(len(fields), len(name.encode()), *(len(field["name"].encode()) for field in fields), 0) > 0xFFFF:
+        raise ValidationError("a table has at most 65535 columns, and names at most 65535 bytes.")
     return Call(_frame(Opcode.CREATE_TABLE, {"name": name, "columns": fields}, txn), decode_ok, False)
 
 
@@ -303,7 +395,7 @@ def scan_range(
     *,
     limit: int | None,
     reverse: bool,
-    batch: int = 0,
+    batch: int | None = None,
     prefix: bool | None = None,
 ) -> ScanRange:
     """The range that ``scan(prefix)`` or ``scan(start, end)`` means.
@@ -313,16 +405,14 @@ def scan_range(
         end: End of the range, exclusive.
         limit: Rows at the most; None = all.
         reverse: Descending order.
-        batch: Rows per frame; 0 = the server's choice.
+        batch: Rows per frame; None = the server's choice.
         prefix: Force one reading; None decides by ``end``.
 
     Raises:
         ValidationError: A limit or batch is not a number, or negative.
     """
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-        raise ValidationError(f"limit must be a number of 0 or more, got {limit!r}.")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 0:
-        raise ValidationError(f"batch_size must be a positive number, got {batch!r}.")
+    limit = None if limit is None else whole_number("limit", limit)
+    batch = 0 if batch is None else whole_number("batch_size", batch, 1)
     if prefix or (prefix is None and end is None):
         low = as_prefix(start if start is not None else b"")
         high = prefix_end(low)
@@ -331,7 +421,7 @@ def scan_range(
         high = as_bound(end)
     if limit == 0:
         high = low  # nothing was asked for; on the wire 0 means no limit
-    return ScanRange(low, high, limit or 0, reverse, batch)
+    return ScanRange(low, high, limit or 0, bool(reverse), batch)
 
 
 def scan_start(txn: int, scan: ScanRange, window: int) -> Call:
@@ -366,21 +456,28 @@ def get_many(txn: int, keys: Iterable[KeyLike]) -> Operation[dict[Any, bytes]]:
 
     One snapshot inside a transaction; outside, one snapshot for every 4096 keys.
     """
-    wanted: dict[bytes, Any] = {as_key(key): key for key in keys}
-    names = list(wanted)
-    found: dict[Any, bytes] = {}
+    given = given_keys(keys)
+    names = list(dict.fromkeys(name for name, _ in given))
+    found: dict[bytes, bytes] = {}
     for at in range(0, len(names), _KEYS_PER_REQUEST):
         body = {"keys": names[at : at + _KEYS_PER_REQUEST]}
-        (reply,) = yield [_frame(Opcode.SCAN, {"body": body}, txn)]
+        (reply,) = yield Step([_frame(Opcode.SCAN, {"body": body}, txn)], Loss.AGAIN)
         for flat in _window(reply).batches:
-            for index in range(0, len(flat), 2):
-                found[wanted[flat[index]]] = flat[index + 1]
-    return found
+            try:
+                found.update(zip(flat[::2], flat[1::2], strict=True))
+            except ValueError:
+                raise ProtocolError("the server sent a key without a value") from None
+    return answer_by_given(given, found)
 
 
 def _pairs(items: Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, BytesLike]]) -> list[tuple[bytes, bytes]]:
-    rows: Iterable[Any] = items.items() if isinstance(items, Mapping) else items
-    return [(as_key(key), as_value(value)) for key, value in rows]
+    rows = _several("items", items.items() if isinstance(items, Mapping) else items)
+    pairs: list[tuple[bytes, bytes]] = []
+    for row in rows:
+        if not isinstance(row, (tuple, list)) or len(row) != 2:
+            raise ValidationError(f"an item is a pair of key and value, got {type(row).__name__}.")
+        pairs.append((as_key(row[0]), as_value(row[1])))
+    return pairs
 
 
 def put_many(txn: int, items: Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, BytesLike]]) -> Operation[int]:
@@ -396,7 +493,7 @@ def put_many(txn: int, items: Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, 
 
 def delete_many(txn: int, keys: Iterable[KeyLike]) -> Operation[int]:
     """Delete all keys, atomically; see :func:`put_many`. Answers how many keys were given."""
-    names = [as_key(key) for key in keys]
+    names = [name for name, _ in given_keys(keys)]
 
     def frames(inside: int) -> Iterable[bytes]:
         return (_pack_head(_DELETE, 8 + len(key), inside) + key for key in names)
@@ -426,10 +523,10 @@ def _send_all(frames: Iterable[bytes]) -> Operation[None]:
         step.append(frame)
         size += len(frame)
         if size >= _STEP_BYTES:
-            _check_all((yield step))
+            _check_all((yield Step(step, Loss.NOTHING)))
             step, size = [], 0
     if step:
-        _check_all((yield step))
+        _check_all((yield Step(step, Loss.NOTHING)))
 
 
 def _check_all(replies: list[ReplyFrame]) -> None:
@@ -441,14 +538,14 @@ def _check_all(replies: list[ReplyFrame]) -> None:
 def _in_transaction(body: Callable[[int], Operation[T]]) -> Operation[T]:
     """Run ``body`` in a transaction of its own, again on conflict: to the caller it is one plain write."""
     for attempt in range(_CONFLICT_ATTEMPTS):
-        (reply,) = yield [begin("snapshot", read_only=False).frame]
+        (reply,) = yield Step([begin("snapshot", read_only=False).frame], Loss.AGAIN)
         txn = _u64(reply)
         try:
             result = yield from body(txn)
         except ToonDBError:
-            yield [abort(txn).frame]
+            yield Step([abort(txn).frame], Loss.NOTHING)
             raise
-        (reply,) = yield [commit(txn).frame]
+        (reply,) = yield Step([commit(txn).frame], Loss.UNKNOWN)
         try:
             _u64(reply)
         except TransactionConflictError:
@@ -465,7 +562,7 @@ def delete_tree(txn: int, path: bytes) -> Operation[int]:
     def body(inside: int) -> Operation[int]:
         count = 0
         for scan in ({"start": path, "end": path + b"\0"}, {"prefix": path + b"/"}):
-            (reply,) = yield [_frame(Opcode.SCAN, {"body": {**scan, "values": False}}, inside)]
+            (reply,) = yield Step([_frame(Opcode.SCAN, {"body": {**scan, "values": False}}, inside)], Loss.NOTHING)
             for keys in _window(reply).batches:
                 count += len(keys)
                 yield from _send_all(_pack_head(_DELETE, 8 + len(key), inside) + key for key in keys)

@@ -28,6 +28,7 @@ __all__ = ["MAX_PATH", "LostBeforeSending", "SyncConnection", "connect_error"]
 _RECEIVE_BYTES = 64 * 1024
 _PUMP_BYTES = 256 * 1024
 _SMALL_FRAME = 64 * 1024
+_LONGEST_POLL = 2_000_000_000
 MAX_PATH = 107
 
 
@@ -68,6 +69,12 @@ def check_frames(frames: list[bytes], cap: int) -> None:
         )
 
 
+def _interval(seconds: float) -> bytes:
+    """A ``struct timeval`` for the kernel, to which zero would mean no limit."""
+    whole, rest = divmod(max(0.001, seconds), 1)
+    return struct.pack("ll", int(whole), int(rest * 1_000_000))
+
+
 class SyncConnection:
     """A connected socket and its protocol core. Used by one thread at a time.
 
@@ -93,18 +100,18 @@ class SyncConnection:
         self._poll: Any = None
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self.sock.settimeout(max(0.001, deadline - time.monotonic()))
+            self.sock.settimeout(None)
+            # Kernel timeouts instead of Python's: those would poll before every send and receive, and connect
+            # would fail at once, instead of waiting, while the server's queue of new connections is full.
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _interval(deadline - time.monotonic()))
             try:
                 self.sock.connect(path)
-            except TimeoutError:
+            except BlockingIOError:
                 raise OperationTimeoutError(f"connecting to {path} took too long.") from None
             except OSError as error:
                 raise connect_error(path, error) from None
-            # Kernel timeouts instead of Python's: those would poll before every send and receive.
-            self.sock.settimeout(None)
-            interval = struct.pack("ll", int(timeout), int(timeout % 1 * 1_000_000))
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _interval(timeout))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _interval(timeout))
             self._cap = MAX_MAX_FRAME
             call = calls.hello()
             try:
@@ -171,7 +178,7 @@ class SyncConnection:
         while out or len(core.replies) < replies:
             poll.modify(sock.fileno(), select.POLLIN | (select.POLLOUT if out else 0))
             wait = deadline - time.monotonic()
-            if wait <= 0 or not poll.poll(wait * 1000 + 1):
+            if wait <= 0 or not poll.poll(min(wait * 1000 + 1, _LONGEST_POLL)):
                 raise self._timed_out()
             if out:
                 try:
@@ -180,10 +187,9 @@ class SyncConnection:
                 except BlockingIOError:
                     pass
                 except OSError as error:
-                    failure = self._send_failed(error)
-                    if isinstance(failure, LostBeforeSending) and not untouched:
-                        raise core.lost("the server closed the connection during the request.") from None
-                    raise failure from None
+                    if untouched or isinstance(error, BlockingIOError):
+                        raise self._send_failed(error) from None
+                    raise core.lost("the server closed the connection during the request.") from None
             try:
                 data = sock.recv(_PUMP_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from toondb_protocol.client_core import ReplyFrame
 from toondb_protocol.errors import (
+    ConfigurationError,
     ConnectionLostError,
     ForkedProcessError,
-    OperationTimeoutError,
+    ProtocolError,
     ToonDBError,
     TransactionClosedError,
     TransactionConflictError,
@@ -35,16 +38,27 @@ from .rows import Row, pair_rows
 from .store import SyncStore
 from .target import socket_path
 
-__all__ = ["IpcClient", "Transaction", "check_timeout", "lost_write"]
+__all__ = ["IpcClient", "Transaction", "check_options", "lost_step", "lost_write"]
 
 T = TypeVar("T")
 
 
-def check_timeout(name: str, value: float) -> float:
-    """Return ``value`` when it is a positive number of seconds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
-        raise ValidationError(f"{name} is a positive number of seconds, got {value!r}.")
-    return float(value)
+def check_options(
+    timeout: float, max_connections: int, reconnect_timeout: float, retry_writes: bool, direct_reads: bool
+) -> None:
+    """Check what ``connect`` was given.
+
+    Raises:
+        ConfigurationError: Something of it cannot be.
+    """
+    for name, seconds in (("timeout", timeout), ("reconnect_timeout", reconnect_timeout)):
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+            raise ConfigurationError(f"{name} is a positive number of seconds, got {seconds!r}.")
+    if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
+        raise ConfigurationError(f"max_connections must be at least 1, got {max_connections!r}.")
+    for name, switch in (("retry_writes", retry_writes), ("direct_reads", direct_reads)):
+        if not isinstance(switch, bool):
+            raise ConfigurationError(f"{name} is True or False, got {switch!r}.")
 
 
 def lost_write(error: ConnectionLostError) -> ConnectionLostError:
@@ -53,6 +67,15 @@ def lost_write(error: ConnectionLostError) -> ConnectionLostError:
         f"{error.message} The write may or may not have been applied.",
         remediation="Read it back before you write it again, or allow repeats with retry_writes=True.",
         details={**error.details, "maybe_applied": True},
+    )
+
+
+def lost_step(error: Exception, loss: calls.Loss) -> ConnectionLostError:
+    """The error for an operation that lost its connection at a step."""
+    if loss is calls.Loss.UNKNOWN and isinstance(error, ConnectionLostError):
+        return lost_write(error)
+    return ConnectionLostError(
+        "the connection was lost on the way; nothing was applied.", details={"maybe_applied": False}
     )
 
 
@@ -68,6 +91,11 @@ class IpcClient(SyncStore):
         self._retry_writes = retry_writes
         self._direct = direct
         self.server = hello
+        forks.reset_in_child(self)
+
+    def reset_in_child(self) -> None:
+        """In a forked child: read through the socket, because LMDB cannot open the parent's file again."""
+        self._direct = None
 
     @classmethod
     def connect(
@@ -98,18 +126,9 @@ class IpcClient(SyncStore):
             ProtocolError: What listens there is not a ToonDB server of this protocol version.
         """
         path = socket_path(target)
-        if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
-            raise ValidationError(f"max_connections must be at least 1, got {max_connections!r}.")
-        pool = SyncPool(
-            path,
-            check_timeout("timeout", timeout),
-            max_connections,
-            check_timeout("reconnect_timeout", reconnect_timeout),
-        )
-        try:
-            connection = pool.first()
-        except LostBeforeSending:
-            raise ConnectionLostError(f"the peer at {path} closed the connection at once.") from None
+        check_options(timeout, max_connections, reconnect_timeout, retry_writes, direct_reads)
+        pool = SyncPool(path, float(timeout), max_connections, float(reconnect_timeout))
+        connection = pool.first()
         try:
             direct = DirectReader(connection.hello) if direct_reads else None
         except BaseException:
@@ -129,64 +148,79 @@ class IpcClient(SyncStore):
 
     def _on_connection(self, action: Callable[[SyncConnection], T], *, retry: bool) -> T:
         """Run ``action`` on a connection, again when that is safe, within the timeout."""
+        result, connection = self._hold(action, retry=retry)
+        self._pool.release(connection)
+        return result
+
+    def _hold(self, action: Callable[[SyncConnection], T], *, retry: bool) -> tuple[T, SyncConnection]:
+        """Like :meth:`_on_connection`, but the connection stays with the caller on success."""
         pool = self._pool
         deadline = time.monotonic() + pool.timeout
-        waits = delays()
+        waits: Iterator[float] | None = None
         while True:
             connection = pool.acquire(deadline)
             try:
-                result = action(connection)
-            except LostBeforeSending:
+                return action(connection), connection
+            except (LostBeforeSending, ConnectionLostError) as error:
                 # The server was restarted since: its other idle connections are dead as well.
                 pool.discard(connection)
                 pool.drop_idle()
-                if time.monotonic() >= deadline:
-                    raise OperationTimeoutError("the server kept closing the connection.") from None
-                time.sleep(next(waits))
-                continue
-            except ConnectionLostError as error:
-                pool.discard(connection)
-                pool.drop_idle()
-                delay = next(waits)
-                if not (retry or self._retry_writes):
+                if isinstance(error, ConnectionLostError) and not (retry or self._retry_writes):
                     raise lost_write(error) from None
+                waits = waits or delays()
+                delay = next(waits)
                 if time.monotonic() + delay >= deadline:
-                    raise
+                    raise ConnectionLostError("the server kept closing the connection.") from None
                 time.sleep(delay)
-                continue
             except ValidationError:
                 pool.release(connection)  # refused before anything was sent
                 raise
             except BaseException:
                 pool.discard(connection)
                 raise
-            pool.release(connection)
-            return result
 
     def _run(self, operation: calls.Operation[T]) -> T:
-        """Run an operation of several steps on one connection. Its first step begins it: not sent again later."""
+        """Run an operation of several steps on one connection."""
         pool = self._pool
         deadline = time.monotonic() + pool.timeout
+        waits = delays()
+        connection: SyncConnection | None = None
         try:
-            frames = next(operation)
+            step = next(operation)
         except StopIteration as stop:
-            result: T = stop.value
-            return result
-        for _ in range(pool.max_connections + 1):
-            connection = pool.acquire(deadline)
+            return stop.value  # type: ignore[no-any-return]
+        while True:
+            if connection is None:
+                connection = pool.acquire(deadline)
             try:
-                replies = connection.exchange(frames)
-            except LostBeforeSending:
+                replies = connection.exchange(step.frames)
+            except (LostBeforeSending, ConnectionLostError) as error:
                 pool.discard(connection)
+                pool.drop_idle()
+                connection = None
+                delay = next(waits)
+                if step.loss is not calls.Loss.AGAIN or time.monotonic() + delay >= deadline:
+                    raise lost_step(error, step.loss) from None
+                time.sleep(delay)
                 continue
-            except ValidationError:
-                pool.release(connection)  # refused before anything was sent
+            except BaseException:
+                # Also when nothing was sent: a transaction that this operation began ends with its connection.
+                pool.discard(connection)
+                raise
+            try:
+                step = operation.send(replies)
+            except StopIteration as stop:
+                pool.release(connection)
+                return stop.value  # type: ignore[no-any-return]
+            except ProtocolError:
+                pool.discard(connection)
+                raise
+            except ToonDBError:
+                pool.release(connection)  # an answer of the server leaves it usable
                 raise
             except BaseException:
                 pool.discard(connection)
                 raise
-            return _drive(operation, connection, pool, replies)
-        raise ConnectionLostError("the server kept closing the connection.")
 
     def _scan(self, scan: calls.ScanRange) -> Iterator[Row]:
         if self._direct is not None:
@@ -197,38 +231,9 @@ class IpcClient(SyncStore):
         pool = self._pool
         call = calls.scan_start(0, scan, calls.FIRST_WINDOW)
         # The first window may come from any connection; the cursor keeps that connection for this scan.
-        held: list[SyncConnection] = []
-
-        def first(connection: SyncConnection) -> ReplyFrame:
-            reply = connection.roundtrip(call.frame)
-            held.append(connection)
-            return reply
-
-        reply = self._hold(first)
-        connection = held[-1]
+        first = call.frame
+        reply, connection = self._hold(lambda c: c.roundtrip(first), retry=True)
         yield from _windows(reply, call, connection, pool)
-
-    def _hold(self, action: Callable[[SyncConnection], T]) -> T:
-        """Like :meth:`_on_connection` for a read, but the connection stays with the caller on success."""
-        pool = self._pool
-        deadline = time.monotonic() + pool.timeout
-        waits = delays()
-        while True:
-            connection = pool.acquire(deadline)
-            try:
-                return action(connection)
-            except (LostBeforeSending, ConnectionLostError) as error:
-                pool.discard(connection)
-                pool.drop_idle()
-                if time.monotonic() >= deadline:
-                    raise ConnectionLostError("the server kept closing the connection.") from error
-                time.sleep(next(waits))
-            except ValidationError:
-                pool.release(connection)  # refused before anything was sent
-                raise
-            except BaseException:
-                pool.discard(connection)
-                raise
 
     # Reads that can be served from the file
 
@@ -283,18 +288,11 @@ class IpcClient(SyncStore):
             read_only: Refuse writes.
         """
         call = calls.begin(str(isolation), read_only=read_only)
-        held: list[SyncConnection] = []
-
-        def first(connection: SyncConnection) -> ReplyFrame:
-            reply = connection.roundtrip(call.frame)
-            held.append(connection)
-            return reply
-
-        reply = self._hold(first)
+        reply, connection = self._hold(lambda c: c.roundtrip(call.frame), retry=True)
         try:
-            return Transaction(self._pool, held[-1], call.decode(reply))
-        except ToonDBError:
-            self._pool.release(held[-1])
+            return Transaction(self._pool, connection, call.decode(reply))
+        except BaseException:
+            self._pool.release(connection)
             raise
 
     transaction = begin_transaction
@@ -316,6 +314,7 @@ class IpcClient(SyncStore):
         Returns:
             What the function returned.
         """
+        calls.whole_number("attempts", attempts, 1)
         waits = delays(0.001, 0.1)
         for attempt in range(1, attempts + 1):
             transaction = self.begin_transaction(isolation)
@@ -328,7 +327,7 @@ class IpcClient(SyncStore):
                 time.sleep(next(waits))
                 continue
             return result
-        raise ValidationError(f"attempts must be at least 1, got {attempts!r}.")
+        raise AssertionError("unreachable")
 
     def commit(self, transaction: Transaction | int) -> int:
         """Commit a transaction given as the object or its id; answers the LSN."""
@@ -346,8 +345,12 @@ class IpcClient(SyncStore):
         return self._pool.closed
 
     def close(self) -> None:
-        """Close the connections. Idempotent; open transactions are aborted by the server."""
+        """Close the connections. Idempotent; open transactions are aborted by the server.
+
+        Calls and scans of other threads that are under way come to their end.
+        """
         self._pool.close()
+        Transaction.hang_up(self._pool)
         if self._direct is not None:
             self._direct.close()
 
@@ -357,34 +360,11 @@ class IpcClient(SyncStore):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an IpcClient cannot be pickled; send its socket path and connect there")
+
     def __repr__(self) -> str:
         return f"<IpcClient {self._pool.path}{' closed' if self.closed else ''}>"
-
-
-def _drive(operation: calls.Operation[T], connection: SyncConnection, pool: SyncPool, replies: list[ReplyFrame]) -> T:
-    try:
-        while True:
-            replies = connection.exchange(operation.send(replies))
-    except StopIteration as stop:
-        pool.release(connection)
-        result: T = stop.value
-        return result
-    except LostBeforeSending:
-        pool.discard(connection)
-        raise ConnectionLostError("the server closed the connection between two steps; nothing was applied.") from None
-    except ConnectionLostError as error:
-        pool.discard(connection)
-        raise lost_write(error) from None
-    except ToonDBError as error:
-        # An answer of the server leaves the connection usable; a time-out does not, and it is not clean then.
-        if isinstance(error, OperationTimeoutError):
-            pool.discard(connection)
-        else:
-            pool.release(connection)
-        raise
-    except BaseException:
-        pool.discard(connection)
-        raise
 
 
 def _windows(reply: ReplyFrame, call: calls.Call, connection: SyncConnection, pool: SyncPool) -> Iterator[Row]:
@@ -433,9 +413,9 @@ class Transaction(SyncStore):
         self._connection: SyncConnection | None = connection
         self._txn = transaction_id
         self._generation = forks.generation()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._ended = ""
-        self._failure: ToonDBError | None = None
+        self._failure = ""
         self._open[id(pool), transaction_id] = self
 
     @classmethod
@@ -443,10 +423,24 @@ class Transaction(SyncStore):
         """The transaction that an object or id means."""
         if isinstance(transaction, Transaction):
             return transaction
-        found = cls._open.get((id(pool), transaction)) if isinstance(transaction, int) else None
+        if isinstance(transaction, bool) or not isinstance(transaction, int):
+            raise ValidationError(f"a transaction or its id is needed, got {transaction!r:.60}.")
+        found = cls._open.get((id(pool), transaction))
         if found is None:
             raise TransactionClosedError(f"transaction {transaction!r} is not open on this client.")
         return found
+
+    @classmethod
+    def hang_up(cls, pool: SyncPool) -> None:
+        """Let the server abort the open transactions of a pool. Safe while other threads use them."""
+        for reference in cls._open.valuerefs():
+            transaction = reference()
+            if transaction is None or transaction._pool is not pool or transaction._generation != forks.generation():
+                continue
+            connection = transaction._connection
+            if connection is not None:
+                with contextlib.suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
 
     @property
     def id(self) -> int:
@@ -458,16 +452,20 @@ class Transaction(SyncStore):
         """Whether it can still be used."""
         return self._connection is not None
 
-    def _check(self) -> SyncConnection:
+    def _check_process(self) -> None:
+        # Before the lock, which a thread of the parent may have held.
         if self._generation != forks.generation():
             raise ForkedProcessError("this transaction was begun by the parent process.")
+
+    def _check(self) -> SyncConnection:
         if self._connection is None:
-            if self._failure is not None:
-                raise self._failure
+            if self._failure:
+                raise TransactionError(self._failure, remediation="Run it again.")
             raise TransactionClosedError(f"transaction {self._txn} is already {self._ended}.")
         return self._connection
 
     def _exchange(self, frames: list[bytes]) -> list[ReplyFrame]:
+        self._check_process()
         with self._lock:
             connection = self._check()
             try:
@@ -479,11 +477,7 @@ class Transaction(SyncStore):
             except BaseException as error:
                 self._end("lost")
                 if isinstance(error, (LostBeforeSending, ConnectionLostError)):
-                    self._failure = TransactionError(
-                        f"the connection of transaction {self._txn} was lost; the server has aborted it.",
-                        remediation="Run it again.",
-                    )
-                    raise self._failure from None
+                    raise TransactionError(self._failure, remediation="Run it again.") from None
                 raise
 
     def _call(self, call: calls.Call) -> Any:
@@ -491,9 +485,9 @@ class Transaction(SyncStore):
 
     def _run(self, operation: calls.Operation[T]) -> T:
         try:
-            frames = next(operation)
+            step = next(operation)
             while True:
-                frames = operation.send(self._exchange(frames))
+                step = operation.send(self._exchange(step.frames))
         except StopIteration as stop:
             result: T = stop.value
             return result
@@ -514,11 +508,21 @@ class Transaction(SyncStore):
                 call = calls.scan_next(self._txn, cursor, window_bytes)
                 cursor = None
         finally:
-            if cursor is not None and self.active and self._generation == forks.generation():
-                try:
-                    self._call(calls.scan_close(self._txn, cursor))
-                except ToonDBError:
-                    pass  # the transaction is ending; the server drops its cursors with it
+            if cursor is not None and self._generation == forks.generation():
+                self._close_cursor(cursor)
+
+    def _close_cursor(self, cursor: int) -> None:
+        # This may run in the garbage collector, in the middle of a call of this very transaction. The cursor
+        # then waits for the end of the transaction, which drops it.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._connection is not None:
+                self._connection.roundtrip(calls.scan_close(self._txn, cursor).frame)
+        except (ToonDBError, LostBeforeSending):
+            self._end("lost")
+        finally:
+            self._lock.release()
 
     def pipeline(self) -> Pipeline:
         """Gather requests inside this transaction and send them together."""
@@ -534,6 +538,7 @@ class Transaction(SyncStore):
             TransactionConflictError: Another transaction committed first; nothing of this one was applied.
             TransactionOutcomeUnknownError: The server was lost before it answered.
         """
+        self._check_process()
         with self._lock:
             connection = self._check()
             call = calls.commit(self._txn)
@@ -541,12 +546,9 @@ class Transaction(SyncStore):
                 reply = connection.roundtrip(call.frame)
             except LostBeforeSending:
                 self._end("lost")
-                raise TransactionError(
-                    f"the connection of transaction {self._txn} was lost; the server has aborted it.",
-                    remediation="Run it again.",
-                ) from None
-            except (ConnectionLostError, OperationTimeoutError) as error:
-                self._end("lost")
+                raise TransactionError(self._failure, remediation="Run it again.") from None
+            except ToonDBError as error:
+                self._end("sent for commit, with an unknown outcome", usable=False)
                 raise TransactionOutcomeUnknownError(
                     f"the outcome of the commit of transaction {self._txn} is unknown: {error.message}"
                 ) from None
@@ -563,26 +565,31 @@ class Transaction(SyncStore):
 
     def abort(self) -> None:
         """End it without applying anything. No error when it was aborted already."""
+        self._check_process()
         with self._lock:
             if self._connection is None and self._ended != "committed":
                 return
             connection = self._check()
             try:
                 connection.roundtrip(calls.abort(self._txn).frame)
-            except (ConnectionLostError, LostBeforeSending, OperationTimeoutError):
-                self._end("lost")
+            except (ToonDBError, LostBeforeSending):
+                self._end("aborted", usable=False)  # with its connection
                 return
             except BaseException:
                 self._end("lost")
                 raise
             self._end("aborted")
 
-    def _end(self, how: str) -> None:
+    def _end(self, how: str, *, usable: bool = True) -> None:
+        """Note the end: ``committed``, ``aborted`` or ``lost``, which is an abort that nobody asked for."""
         connection, self._connection = self._connection, None
         self._ended = "aborted" if how == "lost" else how
-        self._open.pop((id(self._pool), self._txn), None)
+        if how == "lost":
+            self._failure = f"the connection of transaction {self._txn} was lost; the server has aborted it."
+        if self._open.get((id(self._pool), self._txn)) is self:  # a restarted server gives the same ids again
+            del self._open[id(self._pool), self._txn]
         if connection is not None:
-            if how == "lost":
+            if how == "lost" or not usable:
                 self._pool.discard(connection)
             else:
                 self._pool.release(connection)
@@ -591,10 +598,12 @@ class Transaction(SyncStore):
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        if not self.active:
-            return
         if exc_type is None:
-            self.commit()
+            # One that was lost must not look committed because the block went on after the error.
+            if self.active or self._failure:
+                self.commit()
+            return
+        if not self.active:
             return
         try:
             self.abort()
@@ -604,8 +613,8 @@ class Transaction(SyncStore):
     def __del__(self) -> None:
         connection = getattr(self, "_connection", None)
         if connection is not None and self._generation == forks.generation():
-            warnings.warn(f"transaction {self._txn} was neither committed nor aborted", ResourceWarning, stacklevel=2)
             self._pool.discard(connection)
+            warnings.warn(f"transaction {self._txn} was neither committed nor aborted", ResourceWarning, stacklevel=2)
 
     def __repr__(self) -> str:
         return f"<Transaction {self._txn} {'active' if self.active else self._ended}>"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from toondb_protocol.errors import ConnectionError, DatabaseClosedError, OperationTimeoutError, PoolTimeoutError
+from toondb_protocol.errors import ConnectionError, DatabaseClosedError, PeerNotAllowedError, PoolTimeoutError
 
 from . import forks
 from .backoff import delays
-from .connection import LostBeforeSending, SyncConnection
+from .connection import SyncConnection
 
 __all__ = ["SyncPool"]
 
@@ -78,10 +78,16 @@ class SyncPool:
                     if self._slots > 0:
                         self._slots -= 1
                         break
-                    if not self._changed.wait(deadline - time.monotonic()):
+                    left = deadline - time.monotonic()
+                    if left <= 0:
                         raise PoolTimeoutError(
                             f"all {self.max_connections} connections stayed in use for {self.timeout:g} s."
                         )
+                    # Woken or late, look again: a wake-up that comes with the deadline must not be lost.
+                    self._changed.wait(left)
+            except BaseException:
+                self._changed.notify()  # the wake-up may have been meant for this caller, which leaves
+                raise
             finally:
                 self._waiting -= 1
         try:
@@ -98,7 +104,7 @@ class SyncPool:
         for delay in delays():
             try:
                 return SyncConnection(self.path, self.timeout, deadline)
-            except (OperationTimeoutError, LostBeforeSending):
+            except PeerNotAllowedError:
                 raise
             except ConnectionError:
                 if time.monotonic() + delay >= give_up:
@@ -108,11 +114,14 @@ class SyncPool:
 
     def release(self, connection: SyncConnection) -> None:
         """Give a connection back; one with replies outstanding is closed instead."""
-        if self.closed or not connection.clean:
+        if not connection.clean:
             self.discard(connection)
             return
         self._idle.append(connection)
-        if self._waiting:
+        # Looked at last: close() may come in between.
+        if self.closed:
+            self.drop_idle()
+        elif self._waiting:
             with self._changed:
                 self._changed.notify()
 

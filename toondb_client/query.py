@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
-from toondb_protocol.errors import ValidationError
+from toondb_protocol.errors import ProtocolError, ValidationError
 from toondb_protocol.keys import KeyLike, as_prefix
 
 from . import calls
@@ -14,14 +14,6 @@ from .rows import Row, pair_rows
 __all__ = ["AsyncQueryBuilder", "QueryBuilder"]
 
 B = TypeVar("B", bound="_Builder")
-
-
-def _number(name: str, value: int | None) -> int:
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValidationError(f"{name} must be a number of 0 or more, got {value!r}.")
-    return value
 
 
 class _Builder:
@@ -38,17 +30,18 @@ class _Builder:
         self._txn = txn
         self._prefix = as_prefix(prefix)
         self._columns = self._checked(columns)
-        self._limit = None if limit is None else _number("limit", limit)
-        self._offset = _number("offset", offset)
+        self._limit = None if limit is None else calls.whole_number("limit", limit)
+        self._offset = 0 if offset is None else calls.whole_number("offset", offset)
 
     @staticmethod
     def _checked(columns: Iterable[str] | None) -> list[str]:
         if isinstance(columns, (str, bytes)):
             raise ValidationError(f"columns is a list of names, got {columns!r}.", remediation='Write ["name"].')
-        names = list(columns or [])
-        if not all(isinstance(name, str) for name in names):
-            raise ValidationError(f"column names are text, got {names!r}.")
-        return names
+        if columns is None:
+            return []
+        if not isinstance(columns, Iterable):
+            raise ValidationError(f"columns is a list of names, got {columns!r}.", remediation='Write ["name"].')
+        return [calls.text("a column name", name) for name in columns]
 
     def _copy(self: B, **changes: Any) -> B:
         other = object.__new__(type(self))
@@ -60,13 +53,13 @@ class _Builder:
         """Show these fields only."""
         return self._copy(_columns=self._checked(columns))
 
-    def limit(self: B, limit: int) -> B:
-        """Answer so many rows at the most."""
-        return self._copy(_limit=_number("limit", limit))
+    def limit(self: B, limit: int | None) -> B:
+        """Answer so many rows at the most; None = all."""
+        return self._copy(_limit=None if limit is None else calls.whole_number("limit", limit))
 
     def offset(self: B, offset: int) -> B:
         """Skip so many rows first."""
-        return self._copy(_offset=_number("offset", offset))
+        return self._copy(_offset=calls.whole_number("offset", offset))
 
     def _call(self, form: str, limit: int | None) -> calls.Call:
         body: dict[str, Any] = {"prefix": self._prefix, "form": form}
@@ -85,7 +78,10 @@ class _Builder:
 
 
 def _text(window: calls.Window) -> str:
-    return b"".join(part for batch in window.batches for part in batch).decode()
+    try:
+        return b"".join(part for batch in window.batches for part in batch).decode()
+    except UnicodeDecodeError:
+        raise ProtocolError("the server sent TOON text that is not UTF-8") from None
 
 
 def _rows(window: calls.Window) -> list[Row]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, SupportsIndex, overload
+
+from toondb_protocol.errors import ProtocolError
 
 __all__ = ["Row", "pair_rows"]
 
@@ -23,7 +25,11 @@ class Row(tuple[bytes, bytes]):
         """The value."""
         return tuple.__getitem__(self, 1)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: Literal["key", "value"] | SupportsIndex, /) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> tuple[bytes, ...]: ...
+    def __getitem__(self, index: Any, /) -> Any:
         if index == "key":
             return tuple.__getitem__(self, 0)
         if index == "value":
@@ -33,5 +39,7 @@ class Row(tuple[bytes, bytes]):
 
 def pair_rows(flat: list[bytes]) -> Iterator[Row]:
     """The rows of a flat list ``[key, value, key, value, ...]``."""
+    if len(flat) % 2:
+        raise ProtocolError("the server sent a key without a value")
     items = iter(flat)
     return map(Row, zip(items, items, strict=True))

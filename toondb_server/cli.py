@@ -78,6 +78,7 @@ def cli() -> None:
     show_envvar=True,
     help="A transaction may stay open so long in all.  [default: 10 x timeout]",
 )
+@click.option("--drain-ms", type=click.IntRange(0), default=10_000, envvar="TOONDB_DRAIN_MS", hidden=True)
 @click.option(
     "--log-level",
     type=click.Choice(["trace", "debug", "info", "warn", "error"]),

@@ -32,6 +32,7 @@ class ServerConfig:
         timeout_ms: A partial frame must complete, a reply must drain, and an open transaction or cursor must
             be touched within so many milliseconds.
         max_transaction_age_ms: A transaction or cursor may stay open so long in all; 0 = 10 x timeout_ms.
+        drain_ms: At a stop, clients that do not read their replies are cut off after so many milliseconds.
         sync_mode: What an acknowledged write survives, see ``SyncMode``.
         map_size: Upper bound of the store in bytes.
         max_frame: Cap on a frame's payload in bytes, both ways.
@@ -51,6 +52,7 @@ class ServerConfig:
     max_clients: int = 100
     timeout_ms: int = 30_000
     max_transaction_age_ms: int = 0
+    drain_ms: int = 10_000
     sync_mode: SyncMode = SyncMode.FULL
     map_size: int = DEFAULT_MAP_SIZE
     max_frame: int = DEFAULT_MAX_FRAME

@@ -25,7 +25,6 @@ from .session import Session
 
 __all__ = ["run"]
 
-_DRAIN_SECONDS = 10.0
 _DESCRIPTORS_BESIDE_CLIENTS = 64
 
 
@@ -133,7 +132,7 @@ async def _serve(engine: Engine, config: ServerConfig, listener: Listener, notif
         # First the file: clients then find no server rather than one that does not answer.
         listener.unlink()
         acceptor.close()
-        await server.drain(_DRAIN_SECONDS)
+        await server.drain(config.drain_ms / 1000)
         server.stop()
         watchdog()
     return 0

@@ -11,17 +11,19 @@ It raises ``ToonDBError`` for an ERROR reply. ``HANDLERS`` is indexed by the opc
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Generator, Iterator
 from enum import Enum, IntFlag
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import msgpack
 
 from toondb.engine.catalog import CreateTable, check_schema, table_exists, table_key
 from toondb.engine.environment import Space
 from toondb.engine.options import Isolation
-from toondb.engine.transaction import Transaction
+from toondb.engine.snapshot import Snapshot, SnapshotScan
+from toondb.engine.transaction import State, Transaction
 from toondb.engine.write_set import Scan
 from toondb.engine.writer import Checkpoint, Unit
 from toondb.query import PrefixQuery
@@ -38,7 +40,7 @@ from toondb_protocol.errors import (
 from toondb_protocol.frames import REPLY_SLACK, pack_header
 from toondb_protocol.keys import check_key, prefix_end
 from toondb_protocol.layout import decode_fields, decode_map, encode_map
-from toondb_protocol.messages import BEGIN_OPTIONS, MESSAGES, QUERY_KEYS, SCAN_KEYS, MapKey
+from toondb_protocol.messages import BEGIN_OPTIONS, MESSAGES, QUERY_KEYS, SCAN_KEYS, MapKey, check_body
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 from toondb_protocol.paths import join_path
 from toondb_protocol.record import HEADER_SIZE, MAX_KEY_SIZE
@@ -50,6 +52,10 @@ __all__ = ["HANDLERS", "PURE", "Answered", "Cursor", "Job", "Kind", "Refused", "
 
 _MAX_TRANSACTIONS_PER_SESSION = 256
 _MAX_CURSORS_PER_SESSION = 256
+_MAX_BODY_BYTES = 4 * 1024 * 1024
+_MAX_CONTAINERS = 1024
+_MAX_KEYS = 65_536
+_KEYS_PER_STEP = 1024
 _DEFAULT_BATCH_ROWS = 1024
 _MAX_BATCH_ROWS = 65_536
 _BATCH_BYTES = 256 * 1024
@@ -99,10 +105,18 @@ class Refused:
 class Cursor:
     """A scan that a client reads window by window."""
 
-    __slots__ = ("batch", "id", "remaining", "scan", "transaction", "values")
+    __slots__ = ("batch", "id", "remaining", "scan", "snapshot", "transaction", "values")
 
     def __init__(
-        self, cursor_id: int, scan: Scan, *, values: bool, remaining: int, batch: int, transaction: int
+        self,
+        cursor_id: int,
+        scan: Scan,
+        snapshot: Snapshot,
+        *,
+        values: bool,
+        remaining: int,
+        batch: int,
+        transaction: int,
     ) -> None:
         self.id = cursor_id
         self.scan = scan
@@ -110,6 +124,7 @@ class Cursor:
         self.remaining = remaining
         self.batch = batch
         self.transaction = transaction
+        self.snapshot = snapshot
 
 
 Result: TypeAlias = bytes | tuple[Unit, Write] | Job
@@ -132,18 +147,48 @@ def _transaction(session: Session, transaction_id: int) -> Transaction:
     return transaction
 
 
-def _map_body(payload: bytes, keys: tuple[MapKey, ...]) -> dict[str, Any]:
-    body = decode_map(payload[8:])
-    known = {key.name for key in keys}
-    unknown = body.keys() - known
-    if unknown:
-        raise MalformedRequestError(
-            f"unknown key {sorted(unknown)[0]!r} in the body; known: {', '.join(sorted(known))}"
+def _map_body(payload: bytes, keys: tuple[MapKey, ...] | None) -> dict[str, Any]:
+    """The msgpack map after the transaction id; ``keys`` None takes any map.
+
+    Small bytes can make large objects (an empty array is one byte on the wire and some 70 in memory), so both
+    the body and what it is made of are bounded before it is decoded.
+    """
+    size = len(payload) - 8
+    if size > _MAX_BODY_BYTES:
+        raise FrameTooLargeError(
+            f"the msgpack body has {size} bytes, the limit is {_MAX_BODY_BYTES}.",
+            remediation="Spread it over several requests, for example fewer keys in each.",
+            details={"limit": _MAX_BODY_BYTES, "actual": size},
         )
+    raw = payload[8:]
+    if size > _MAX_CONTAINERS:
+        _check_containers(raw)
+    body = decode_map(raw)
+    if keys is not None:
+        check_body(keys, body)
     return body
 
 
+def _check_containers(raw: bytes) -> None:
+    """Refuse a body of very many arrays and maps, holding only one of them at a time."""
+    count = 0
+
+    def drop(_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > _MAX_CONTAINERS:
+            raise MalformedRequestError(f"the msgpack body holds more than {_MAX_CONTAINERS} arrays and maps")
+
+    # What is wrong otherwise is told by the decoder proper.
+    with contextlib.suppress(ValueError, msgpack.UnpackException, RecursionError):
+        msgpack.unpackb(raw, raw=False, strict_map_key=False, list_hook=drop, object_hook=drop)
+
+
 def _begin(session: Session, isolation: Isolation, *, read_only: bool) -> bytes:
+    if len(session.transactions) >= _MAX_TRANSACTIONS_PER_SESSION:
+        # Those that expired are kept only to say so.
+        for expired in [txn.id for txn in session.transactions.values() if txn.state is not State.ACTIVE]:
+            _end(session, expired)
     if len(session.transactions) >= _MAX_TRANSACTIONS_PER_SESSION:
         raise TransactionError(
             f"{_MAX_TRANSACTIONS_PER_SESSION} transactions are open on this connection already.",
@@ -170,17 +215,21 @@ def _begin_extended(session: Session, payload: bytes) -> Result:
     return _begin(session, isolation, read_only=_bool(body, "read_only", default=False))
 
 
-def _commit(session: Session, transaction_id: int, style: Write) -> Result:
+def _end(session: Session, transaction_id: int) -> Transaction:
+    """Take a transaction from the session at its end, whatever the end will be, and its cursors with it."""
     transaction = _transaction(session, transaction_id)
-    try:
-        lsn = session.engine.commit_read_only(transaction)
-        if lsn is None:
-            transaction.start_commit()
-            return transaction, style | Write.LSN
-    except ToonDBError:
-        session.transactions.pop(transaction_id, None)
-        raise
-    session.transactions.pop(transaction_id, None)
+    del session.transactions[transaction_id]
+    for cursor in [cursor for cursor in session.cursors.values() if cursor.transaction == transaction_id]:
+        _drop_cursor(session, cursor)
+    return transaction
+
+
+def _commit(session: Session, transaction_id: int, style: Write) -> Result:
+    transaction = _end(session, transaction_id)
+    lsn = session.engine.commit_read_only(transaction)
+    if lsn is None:
+        transaction.start_commit()
+        return transaction, style | Write.LSN
     # In its place among writes that are still on their way: a unit that changes nothing.
     return Answered(lsn), style | Write.LSN
 
@@ -194,13 +243,12 @@ class Answered:
         self.lsn = lsn
 
     def apply(self, txn: Any, lsn: int) -> int:
+        """Nothing to write: the LSN after it is the LSN before it, which is not the one that is answered."""
         return lsn
 
 
 def _abort(session: Session, transaction_id: int) -> bytes:
-    transaction = _transaction(session, transaction_id)
-    del session.transactions[transaction_id]
-    session.engine.abort(transaction)
+    session.engine.abort(_end(session, transaction_id))
     return _OK
 
 
@@ -392,12 +440,14 @@ def _classic_scan_job(session: Session, prefix: bytes) -> Job:
     count, size = 0, 4
     try:
         while not scan.exhausted:
-            rows = scan.batch(_DEFAULT_BATCH_ROWS, _BATCH_BYTES)
-            pairs = iter(rows)
+            part: list[bytes] = []
+            pairs = iter(scan.batch(_DEFAULT_BATCH_ROWS, _BATCH_BYTES))
             for key, value in zip(pairs, pairs, strict=True):
-                parts += (len(key).to_bytes(2, "little"), key, len(value).to_bytes(4, "little"), value)
-                size += 6 + len(key) + len(value)
+                part += (len(key).to_bytes(2, "little"), key, len(value).to_bytes(4, "little"), value)
                 count += 1
+            # Joined at once: small rows would take many times their size as objects of their own.
+            parts.append(b"".join(part))
+            size += len(parts[-1])
             if size > cap + REPLY_SLACK:
                 raise FrameTooLargeError(
                     f"the result does not fit into one frame of {cap} bytes.",
@@ -415,18 +465,24 @@ def _scan_extended(session: Session, payload: bytes) -> Result:
     transaction_id = _txn_id(payload)
     body = _map_body(payload, SCAN_KEYS)
     window = _uint(body, "window")
-    if body.get("cursor") is not None:
-        cursor = session.cursors.get(_uint(body, "cursor"))
+    batch = min(_uint(body, "batch"), _MAX_BATCH_ROWS)
+    if "cursor" in body:
+        _only(body, "cursor", _CURSOR_KEYS)
+        cursor = session.cursors.get(body["cursor"])
         if cursor is None or cursor.transaction != transaction_id:
-            raise CursorNotFoundError(f"no cursor {body['cursor']!r:.60} is open on this connection.")
+            raise CursorNotFoundError(f"no cursor {body['cursor']} is open on this connection.")
         if _bool(body, "close", default=False):
             _drop_cursor(session, cursor)
             return _end_stream(0, None)
+        cursor.batch = batch or cursor.batch
         return _scan_job(session, lambda: cursor, window)
+    if "close" in body:
+        raise MalformedRequestError("'close' goes with 'cursor', which names what to close")
     values = _bool(body, "values", default=True)
-    batch = min(_uint(body, "batch") or _DEFAULT_BATCH_ROWS, _MAX_BATCH_ROWS)
+    batch = batch or _DEFAULT_BATCH_ROWS
     keys = body.get("keys")
     if keys is not None:
+        _only(body, "keys", _MULTI_GET_KEYS)
         return _multi_get(session, transaction_id, keys, values=values, batch=batch)
     start, end = _range(body)
     reverse = _bool(body, "reverse", default=False)
@@ -435,13 +491,36 @@ def _scan_extended(session: Session, payload: bytes) -> Result:
 
     def start_scan() -> Cursor:
         # Called at the first step of the job: a job that is never stepped must not hold a snapshot.
-        source = session.engine if transaction is None else transaction
-        scan = source.scan(start, end, reverse=reverse, values=values)
+        scan: Scan
+        if transaction is None:
+            scan = session.engine.scan(start, end, reverse=reverse, values=values)
+            snapshot = cast(SnapshotScan, scan).snapshot
+        else:
+            scan = transaction.scan(start, end, reverse=reverse, values=values)
+            snapshot = transaction.snapshot
         session.next_cursor += 1
-        cursor_id = session.next_cursor
-        return Cursor(cursor_id, scan, values=values, remaining=remaining, batch=batch, transaction=transaction_id)
+        return Cursor(
+            session.next_cursor,
+            scan,
+            snapshot,
+            values=values,
+            remaining=remaining,
+            batch=batch,
+            transaction=transaction_id,
+        )
 
     return _scan_job(session, start_scan, window)
+
+
+_CURSOR_KEYS = frozenset({"cursor", "window", "batch", "close"})
+_MULTI_GET_KEYS = frozenset({"keys", "values", "batch"})
+
+
+def _only(body: dict[str, Any], name: str, allowed: frozenset[str]) -> None:
+    """Refuse what would be accepted and ignored."""
+    others = body.keys() - allowed
+    if others:
+        raise MalformedRequestError(f"{sorted(others)[0]!r} has no meaning together with {name!r}")
 
 
 def _drop_cursor(session: Session, cursor: Cursor) -> None:
@@ -478,6 +557,7 @@ def _scan_job(session: Session, start: Callable[[], Cursor], window: int) -> Job
     sent = rows = 0
     cursor = start()
     scan = cursor.scan
+    session.view = cursor.snapshot
     batch_bytes = min(_BATCH_BYTES, max(1, session.server.config.max_frame // 2))
     keep = False
     try:
@@ -510,10 +590,14 @@ def _scan_job(session: Session, start: Callable[[], Cursor], window: int) -> Job
             _drop_cursor(session, cursor)
 
 
-def _multi_get(session: Session, transaction_id: int, keys: Any, *, values: bool, batch: int) -> Job:
+def _multi_get(session: Session, transaction_id: int, keys: list[bytes], *, values: bool, batch: int) -> Job:
     """The pairs of the keys that exist, in the order asked, from one snapshot."""
-    if not isinstance(keys, list) or not all(type(key) is bytes for key in keys):
-        raise MalformedRequestError("'keys' must be an array of binary keys")
+    if len(keys) > _MAX_KEYS:
+        raise MalformedRequestError(
+            f"'keys' holds {len(keys)} keys, the limit is {_MAX_KEYS}",
+            remediation="Spread them over several requests.",
+            details={"limit": _MAX_KEYS, "actual": len(keys)},
+        )
     for key in keys:
         check_key(key)
     transaction = _transaction(session, transaction_id) if transaction_id else None
@@ -524,15 +608,18 @@ def _multi_get_job(
     session: Session, transaction: Transaction | None, keys: list[bytes], *, values: bool, batch: int
 ) -> Job:
     snapshot = None if transaction is not None else session.engine.snapshot()
+    session.view = snapshot or transaction.snapshot  # type: ignore[union-attr]
     get: Callable[[bytes], bytes | None] = (snapshot or transaction).get  # type: ignore[union-attr]
     cap = session.server.config.max_frame
     flat: list[bytes] = []
     width = 2 if values else 1
     size = rows = 0
     try:
-        for key in keys:
+        for at, key in enumerate(keys, 1):
             value = get(key)
             if value is None:
+                if not at % _KEYS_PER_STEP:
+                    yield None
                 continue
             rows += 1
             weight = len(key) + len(value) + 16
@@ -607,6 +694,7 @@ def _query_extended(session: Session, payload: bytes) -> Result:
 
 def _query_job(session: Session, query: PrefixQuery, form: str, transaction: Transaction | None) -> Job:
     snapshot = None if transaction is not None else session.engine.snapshot()
+    session.view = snapshot or transaction.snapshot  # type: ignore[union-attr]
     view: Any = transaction if transaction is not None else snapshot
     rows = 0
     try:
@@ -692,7 +780,7 @@ def _ping(session: Session, payload: bytes) -> Result:
 def _ping_extended(session: Session, payload: bytes) -> Result:
     _txn_id(payload)
     # Unknown keys in a hello are not an error: that is how newer clients stay compatible.
-    decode_map(payload[8:])
+    _map_body(payload, None)
     body = session.server.hello_payload
     return pack_header(Reply.PONG, len(body)) + body
 

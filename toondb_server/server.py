@@ -133,7 +133,12 @@ class Server:
         while finished:
             request = finished.popleft()
             session, styles = request.tag
-            session.writes_done(request, styles)
+            try:
+                session.writes_done(request, styles)
+            except Exception as error:
+                # The others behind it must get their answers.
+                self.log.error("internal error", peer=session.peer, exc_info=error)
+                session.drop()
 
     # Limits
 
@@ -150,7 +155,7 @@ class Server:
             if why is not None:
                 self.connections_dropped += 1
                 self.log.warning("connection dropped", peer=session.peer, reason=why)
-                session.drop()
+                session.drop(why)
         ended = self.engine.expire()
         if ended:
             self.log.warning("expired transactions or cursors", count=ended)
@@ -199,6 +204,7 @@ class Server:
             "pid": os.getpid(),
             "version": __version__,
             "max_clients": self.config.max_clients,
+            "open_cursors": sum(len(session.cursors) for session in self.sessions),
             **engine,
         }
 

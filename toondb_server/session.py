@@ -9,6 +9,9 @@ between other connections' events and only while the client drains its replies.
 from __future__ import annotations
 
 import asyncio
+import select
+import sys
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import lmdb
@@ -16,7 +19,14 @@ import lmdb
 from toondb.engine.environment import storage_error
 from toondb.engine.transaction import State, Transaction
 from toondb.engine.writer import Unit, WriteRequest
-from toondb_protocol.errors import FrameTooLargeError, InternalError, ToonDBError, UnknownOpcodeError
+from toondb_protocol.errors import (
+    FrameTooLargeError,
+    InternalError,
+    OperationTimeoutError,
+    ToonDBError,
+    UnknownOpcodeError,
+    error_from_wire,
+)
 from toondb_protocol.frames import HEADER_SIZE, pack_header, unpack_header
 from toondb_protocol.layout import encode_map
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
@@ -24,6 +34,8 @@ from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 from .handlers import HANDLERS, PURE, Answered, Cursor, Job, Kind, Refused, Write
 
 if TYPE_CHECKING:
+    from toondb.engine.snapshot import Snapshot
+
     from .server import Server
 
 __all__ = ["Session", "error_frame"]
@@ -33,6 +45,10 @@ _MAX_REPLY_BYTES_PER_TURN = 256 * 1024
 _MAX_WRITES_PER_REQUEST = 4096
 _MAX_HELD_BYTES = 1024 * 1024
 _WRITE_HIGH_WATER = 1024 * 1024
+_MAX_BYTES_PER_TURN = 256 * 1024
+_MAX_CHUNKS = 256
+_MAX_ERROR_BYTES = 4096
+_SHORT = 200
 
 _OK = pack_header(Reply.OK, 0)
 _TXN_ID_HEADER = pack_header(Reply.TXN_ID, 8)
@@ -41,9 +57,12 @@ _NO_TXN = bytes(8)
 
 def error_frame(error: ToonDBError, *, extended: bool, max_frame: int) -> bytes:
     """An ERROR frame in the form of the request it answers, never over the frame cap."""
-    payload = encode_map(error.to_wire()) if extended else error.to_text().encode(errors="replace")
-    if len(payload) > max_frame:
-        payload = f"{error.code}: the message does not fit into a frame".encode()[:max_frame]
+    payload = encode_map(error.to_wire()) if extended else error.to_text().encode()
+    if len(payload) > min(max_frame, _MAX_ERROR_BYTES):
+        # A message may quote what was sent, which may be anything.
+        wire = {**error.to_wire(), "message": error.message[:_SHORT] + " ...", "details": {}}
+        short = error_from_wire({**wire, "remediation": error.remediation[:_SHORT]})
+        payload = encode_map(short.to_wire()) if extended else short.to_text().encode()
     return pack_header(Reply.ERROR, len(payload)) + payload
 
 
@@ -54,18 +73,21 @@ class Session(asyncio.Protocol):
         "_awaiting",
         "_chunks",
         "_closing",
-        "_drain_since",
+        "_drained",
         "_eof",
         "_held",
         "_job",
         "_job_extended",
+        "_joined",
         "_loop",
         "_max_frame",
         "_need",
         "_partial_since",
         "_reading_paused",
+        "_sent",
         "_server",
         "_skip",
+        "_stuck_since",
         "_transport",
         "_writing_paused",
         "_yielded",
@@ -75,6 +97,7 @@ class Session(asyncio.Protocol):
         "peer",
         "reader",
         "transactions",
+        "view",
     )
 
     def __init__(self, server: Server) -> None:
@@ -90,15 +113,20 @@ class Session(asyncio.Protocol):
         self.next_cursor = 1
         # Input that is not processed yet: an incomplete frame, or anything while the session is busy.
         self._chunks: list[bytes] = []
+        self._joined = 0
         self._held = 0
         self._need = HEADER_SIZE
         self._skip = 0
         self._partial_since: float | None = None
-        self._drain_since: float | None = None
+        self._stuck_since: float | None = None
+        self._sent = 0
+        self._drained = 0
         self._awaiting = False
         self._yielded = False
         self._job: Job | None = None
         self._job_extended = False
+        # What the latest job reads; kept from expiring while the client makes progress with its rows.
+        self.view: Snapshot | None = None
         self._reading_paused = False
         self._writing_paused = False
         self._closing = False
@@ -138,24 +166,35 @@ class Session(asyncio.Protocol):
         self._server.forget(self, exc)
 
     def eof_received(self) -> bool:
-        # A client may half-close after its last request and still wants the replies.
         self._eof = True
-        if not self._busy:
+        if self._busy and self._peer_gone():
+            # Nobody is left to answer: a long query need not run to its end first.
+            self._transport.abort()
+        elif not self._busy:
             self._chunks.clear()
             self._transport.close()
         return True
 
+    def _peer_gone(self) -> bool:
+        """Whether the peer closed altogether, and not only its sending side to wait for the replies."""
+        if sys.platform != "linux":
+            return False
+        waiter = select.poll()
+        # Linux reports POLLHUP on a Unix socket when both directions are shut, see unix_poll().
+        waiter.register(self._transport.get_extra_info("socket").fileno(), 0)
+        return bool(waiter.poll(0))
+
     def pause_writing(self) -> None:
         self._writing_paused = True
-        self._drain_since = self._loop.time()
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        self._drain_since = None
+        # Not at once: a transport that is closed within this call by asyncio's own loop (CPython 3.11 to 3.14)
+        # reports its end twice.
         if self._job is not None:
-            self._step()
+            self._loop.call_soon(self._step)
         elif not self._awaiting and not self._yielded:
-            self._resume()
+            self._yield()
 
     def data_received(self, data: bytes) -> None:
         server = self._server
@@ -186,8 +225,7 @@ class Session(asyncio.Protocol):
                     self._transport.write(reply)
                     return
         if self._held or self._busy:
-            self._chunks.append(data)
-            self._held += len(data)
+            self._hold(data)
             if self._busy:
                 if self._held > _MAX_HELD_BYTES and not self._reading_paused:
                     self._reading_paused = True
@@ -195,9 +233,7 @@ class Session(asyncio.Protocol):
                 return
             if self._held < self._need:
                 return
-            data = b"".join(self._chunks)
-            self._chunks.clear()
-            self._held = 0
+            data = self._take_held()
         if self._skip:
             data = self._skip_oversized(data)
             if not data:
@@ -210,12 +246,23 @@ class Session(asyncio.Protocol):
     def _busy(self) -> bool:
         return self._awaiting or self._yielded or self._writing_paused or self._job is not None
 
-    def _hold(self, data: bytes, need: int) -> None:
-        """Keep what is not processed yet, before anything that arrived meanwhile."""
-        if data:
-            self._chunks.insert(0, data)
-            self._held += len(data)
-        self._need = need
+    def _hold(self, data: bytes) -> None:
+        """Keep input that is not processed yet."""
+        chunks = self._chunks
+        chunks.append(data)
+        self._held += len(data)
+        if len(chunks) - self._joined > _MAX_CHUNKS:
+            # A trickle of tiny pieces would take many times its size; every byte is copied once more, not again
+            # and again.
+            chunks[self._joined :] = [b"".join(chunks[self._joined :])]
+            self._joined += 1
+
+    def _take_held(self) -> bytes:
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self._joined = 0
+        self._held = 0
+        return data
 
     def _resume(self) -> None:
         """Go on with held input after whatever kept the session busy."""
@@ -224,9 +271,10 @@ class Session(asyncio.Protocol):
             return
         if self._transport.is_closing():
             return
-        data = b"".join(self._chunks)
-        self._chunks.clear()
-        self._held = 0
+        if self._partial_since is not None:
+            # Time that the server needed is not the client's.
+            self._partial_since = self._loop.time()
+        data = self._take_held()
         if self._skip and data:
             data = self._skip_oversized(data)
         if data:
@@ -267,14 +315,17 @@ class Session(asyncio.Protocol):
         while size - at >= HEADER_SIZE:
             opcode, length = unpack_header(data, at)
             handler, kind = HANDLERS[opcode]
-            if length > max_frame:
+            if length > max_frame or kind is Kind.UNKNOWN:
+                # Answered on the header; the payload is never kept.
                 if writes:
                     need = 0
                     break
                 requests += 1
                 errors += 1
-                out.append(self._oversized(opcode, length, known=kind is not Kind.UNKNOWN))
-                if kind is Kind.UNKNOWN:
+                refusal = self._refused(opcode, length, known=kind is not Kind.UNKNOWN)
+                out.append(refusal)
+                out_bytes += len(refusal)
+                if kind is Kind.UNKNOWN and length > max_frame:
                     # Nothing says where the next frame begins.
                     self._closing = True
                     at = size
@@ -284,6 +335,9 @@ class Session(asyncio.Protocol):
                 at = min(size, at + length)
                 if self._skip:
                     self._partial_since = self._loop.time()
+                elif requests >= _MAX_REQUESTS_PER_TURN or out_bytes > _MAX_REPLY_BYTES_PER_TURN:
+                    turn_over = True
+                    break
                 continue
             end = at + HEADER_SIZE + length
             if end > size:
@@ -291,13 +345,12 @@ class Session(asyncio.Protocol):
                 break
             if writes and (
                 kind is Kind.READ
-                or kind is Kind.UNKNOWN
                 or (kind is Kind.WRITE_IF_AUTOCOMMIT and data[at + HEADER_SIZE : at + HEADER_SIZE + 8] != _NO_TXN)
                 or len(writes) >= _MAX_WRITES_PER_REQUEST
             ):
                 need = 0
                 break
-            if requests >= _MAX_REQUESTS_PER_TURN and not writes:
+            if (requests >= _MAX_REQUESTS_PER_TURN or at > _MAX_BYTES_PER_TURN) and not writes:
                 turn_over = True
                 break
             requests += 1
@@ -305,18 +358,14 @@ class Session(asyncio.Protocol):
             at = end
             try:
                 reply: Any = handler(self, payload)
-            except ToonDBError as error:
+            except Exception as error:
+                failure = error if isinstance(error, ToonDBError) else self._internal(error, opcode)
                 if writes:
-                    writes.append(Refused(error))
+                    writes.append(Refused(failure))
                     styles.append(Write.EXTENDED if opcode & EXTENDED else Write.CLASSIC)
                     continue
                 errors += 1
-                reply = error_frame(error, extended=bool(opcode & EXTENDED), max_frame=max_frame)
-            except Exception as error:
-                errors += 1
-                reply = error_frame(
-                    self._internal(error, opcode), extended=bool(opcode & EXTENDED), max_frame=max_frame
-                )
+                reply = error_frame(failure, extended=bool(opcode & EXTENDED), max_frame=max_frame)
             if type(reply) is bytes:
                 out.append(reply)
                 out_bytes += len(reply)
@@ -350,8 +399,9 @@ class Session(asyncio.Protocol):
                 turn_over = True
                 break
         rest = data[at:] if at else data
-        if rest or self._held:
-            self._hold(rest, need)
+        if rest:
+            self._hold(rest)
+        self._need = need
         if rest and need and not turn_over and self._job is None:
             if requests or self._partial_since is None:
                 self._partial_since = self._loop.time()
@@ -366,32 +416,41 @@ class Session(asyncio.Protocol):
                 self.engine.submit(writes, self._server.writes_done, (self, styles))
             except ToonDBError as error:
                 self._answer_writes([error] * len(writes), writes, styles)
+                self._yield()
         elif self._job is not None:
             self._loop.call_soon(self._step)
         elif turn_over and not self._writing_paused:
-            self._yielded = True
-            self._loop.call_soon(self._continue)
+            self._yield()
         elif self._closing:
             self._finish()
+
+    def _yield(self) -> None:
+        """Go on after other connections had their turn."""
+        self._yielded = True
+        self._loop.call_soon(self._continue)
 
     def _continue(self) -> None:
         self._yielded = False
         if not self._transport.is_closing() and not self._busy:
             self._resume()
 
-    def _oversized(self, opcode: int, length: int, *, known: bool) -> bytes:
+    def _refused(self, opcode: int, length: int, *, known: bool) -> bytes:
         error: ToonDBError
+        extended = bool(opcode & EXTENDED)
         if known:
             error = FrameTooLargeError(
                 f"the frame announces {length} bytes, the cap is {self._max_frame}.",
                 details={"limit": self._max_frame, "actual": length},
             )
+        elif length <= self._max_frame:
+            error = UnknownOpcodeError(f"opcode 0x{opcode:02x} is not one of the 14 requests.")
         else:
+            extended = False
             error = UnknownOpcodeError(
                 f"opcode 0x{opcode:02x} is unknown and its frame announces {length} bytes: the stream is not "
                 "the ToonDB protocol and the connection is closed."
             )
-        return error_frame(error, extended=known and bool(opcode & EXTENDED), max_frame=self._max_frame)
+        return error_frame(error, extended=extended, max_frame=self._max_frame)
 
     def _internal(self, error: Exception, opcode: int) -> ToonDBError:
         if isinstance(error, lmdb.Error):
@@ -403,6 +462,7 @@ class Session(asyncio.Protocol):
 
     def _send(self, data: bytes) -> None:
         self._server.bytes_sent += len(data)
+        self._sent += len(data)
         self._transport.write(data)
 
     def writes_done(self, request: WriteRequest, styles: list[Write]) -> None:
@@ -420,7 +480,8 @@ class Session(asyncio.Protocol):
         for result, unit, style in zip(results, units, styles, strict=True):
             if type(unit) is Transaction:
                 self.engine.settle(unit, result)
-                self.transactions.pop(unit.id, None)
+            elif type(unit) is Answered and not isinstance(result, ToonDBError):
+                result = unit.lsn
             if isinstance(result, ToonDBError):
                 errors += 1
                 out.append(error_frame(result, extended=bool(style & Write.EXTENDED), max_frame=self._max_frame))
@@ -475,16 +536,41 @@ class Session(asyncio.Protocol):
     # Limits and end, called by the server
 
     def overdue(self, now: float, timeout: float) -> str | None:
-        """What this connection failed to do within ``timeout`` seconds, or None."""
-        if self._drain_since is not None and now - self._drain_since > timeout:
+        """What this connection failed to do within ``timeout`` seconds, or None. Called regularly."""
+        pending = self._transport.get_write_buffer_size()
+        drained = self._sent - pending
+        if not pending:
+            self._stuck_since = None
+        elif self._stuck_since is None or drained != self._drained:
+            self._stuck_since = now
+        elif now - self._stuck_since > timeout:
             return "did not read its replies"
+        self._drained = drained
+        if self._job is not None and self.view is not None and self._stuck_since in (None, now):
+            # Waiting for a slow client that does read is not idleness.
+            self.view.touched_at = time.monotonic()
         if self._partial_since is not None and not self._busy and now - self._partial_since > timeout:
             return "did not complete a frame"
         return None
 
-    def drop(self) -> None:
-        """Close without waiting for the peer."""
-        self._transport.abort()
+    def drop(self, why: str = "") -> None:
+        """Close without waiting for the peer, unless it can be told in passing.
+
+        Args:
+            why: What it failed to do.
+        """
+        if why and not self._closing and not self._transport.get_write_buffer_size():
+            # Between two replies, so the ERROR can be read. If it is not, the next sweeps see to it.
+            self._closing = True
+            error = OperationTimeoutError(
+                f"the connection {why} within {self._server.config.timeout_ms} ms and is closed.",
+                remediation="Send whole frames and read replies within --timeout-ms.",
+            )
+            self._partial_since = None
+            self._send(error_frame(error, extended=False, max_frame=self._max_frame))
+            self._finish()
+        else:
+            self._transport.abort()
 
     def drain(self) -> None:
         """Finish what was received, flush the replies, then close."""

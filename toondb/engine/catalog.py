@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 
-from toondb_protocol.errors import TableExistsError, ToonDBError, ValidationError
+from toondb_protocol.errors import CorruptionError, TableExistsError, ToonDBError, ValidationError
 from toondb_protocol.keys import check_key
 from toondb_protocol.messages import ColumnType
 from toondb_protocol.record import decode_value, encode_record
@@ -48,9 +48,17 @@ def table_key(name: str) -> bytes:
 
 
 def decode_schema(name: str, value: bytes) -> TableSchema:
-    """The schema stored under :func:`table_key`."""
-    body = msgpack.unpackb(value)
-    return TableSchema(name, tuple(Column(n, ColumnType(t), bool(nullable)) for n, t, nullable in body["columns"]))
+    """The schema stored under :func:`table_key`.
+
+    Raises:
+        CorruptionError: It cannot be read.
+    """
+    try:
+        body = msgpack.unpackb(value)
+        columns = tuple(Column(n, ColumnType(t), bool(nullable)) for n, t, nullable in body["columns"])
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException):
+        raise CorruptionError(f"the schema of table {name!r} cannot be read.") from None
+    return TableSchema(name, columns)
 
 
 def check_schema(name: str, columns: Sequence[tuple[str, int, int | bool]]) -> TableSchema:
@@ -67,6 +75,8 @@ def check_schema(name: str, columns: Sequence[tuple[str, int, int | bool]]) -> T
         raise ValidationError(f"the table name {name!r} must not be empty or contain a slash.")
     try:
         check_key(table_key(name))
+    except UnicodeEncodeError:
+        raise ValidationError(f"the table name {name!r} is not valid Unicode text.") from None
     except ToonDBError:
         raise ValidationError(f"the table name is too long ({len(name.encode())} bytes).") from None
     if not 1 <= len(columns) <= MAX_COLUMNS:
@@ -76,6 +86,8 @@ def check_schema(name: str, columns: Sequence[tuple[str, int, int | bool]]) -> T
     for column, kind, nullable in columns:
         if not column or column in seen:
             raise ValidationError(f"column name {column!r} of table {name!r} is empty or used twice.")
+        if not column.isascii() and column.encode(errors="replace").decode() != column:
+            raise ValidationError(f"column name {column!r} of table {name!r} is not valid Unicode text.")
         seen.add(column)
         try:
             built.append(Column(column, ColumnType(kind), bool(nullable)))
@@ -96,12 +108,15 @@ class CreateTable:
     def __init__(self, environment: Environment, schema: TableSchema) -> None:
         self._database = environment.spaces[Space.CATALOG]
         self.schema = schema
+        self.size = 0
 
     def apply(self, txn: Any, lsn: int) -> int:
         key = table_key(self.schema.name)
         if txn.get(key, db=self._database) is not None:
             raise table_exists(self.schema.name)
-        txn.put(key, encode_record(key, self.schema.encode(), lsn + 1), db=self._database)
+        value = self.schema.encode()
+        self.size = len(key) + len(value)
+        txn.put(key, encode_record(key, value, lsn + 1), db=self._database)
         return lsn + 1
 
 

@@ -12,68 +12,66 @@ from typing import Any
 
 import lmdb
 
-from toondb_protocol.errors import DatabaseClosedError, ForkedProcessError, ToonDBError
+from toondb_protocol.errors import (
+    DatabaseClosedError,
+    ToonDBError,
+    TransactionConflictError,
+)
+from toondb_protocol.keys import check_key
 from toondb_protocol.record import HEADER_SIZE
 
 from .environment import DATA_FILE, Environment, Space, prepare_folder, storage_error
 from .options import EngineOptions, Isolation
 from .owner_lock import OwnerLock
-from .snapshot import Snapshot, SnapshotScan
+from .snapshot import Snapshot, SnapshotScan, read_lsn
 from .transaction import State, Transaction
 from .write_set import Scan
 from .writer import Checkpoint, Unit, Writer, WriteRequest
 
 __all__ = ["Engine", "LatestReader"]
 
-_forks = 0
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
+_PRUNE_AT = 64
 
 
 class LatestReader:
     """Point reads of the newest commit for one thread, from a view that is renewed only after a commit.
 
     The owner calls :meth:`release` when a commit was announced, so that an idle view never keeps LMDB from
-    reusing pages. A write that was acknowledged is always seen: the writer counts the commit before it answers.
+    reusing pages. A write that was acknowledged is always seen: the writer marks the commit before it answers.
     """
 
-    __slots__ = ("_as_of", "_database", "_environment", "_get", "_txn", "_writer")
+    __slots__ = ("_as_of", "_environment", "_get", "_txn")
 
-    def __init__(self, environment: Environment, writer: Writer) -> None:
+    def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._database = environment.kv
-        self._writer = writer
         self._txn: Any = None
         self._get: Any = None
-        self._as_of = -1
+        self._as_of: object = None
 
     def get(self, key: bytes) -> bytes | None:
         """The raw record of a key (value after ``HEADER_SIZE`` bytes), or None."""
-        if self._as_of != self._writer.commits:
+        if self._as_of is not self._environment.mark:
             self._renew()
-        raw: bytes | None = self._get(key)
+        try:
+            raw: bytes | None = self._get(key)
+        except lmdb.Error as error:
+            raise storage_error(error, "reading") from None
         return raw
 
     def _renew(self) -> None:
         self.release()
-        # Read the counter first: a commit in between makes the next get renew once more, never miss one.
-        as_of = self._writer.commits
-        self._txn = self._environment.lmdb.begin(db=self._database)
+        # Read the mark first: a commit in between makes the next get renew once more, never miss one.
+        as_of = self._environment.mark
+        self._txn = self._environment.begin_view()
         self._get = self._txn.get
         self._as_of = as_of
 
     def release(self) -> None:
         """Let the view go; the next get takes a fresh one."""
         if self._txn is not None:
-            self._txn.abort()
-            self._txn = self._get = None
-            self._as_of = -1
+            txn, self._txn = self._txn, None
+            self._get = self._as_of = None
+            self._environment.end_view(txn)
 
 
 class Engine:
@@ -106,12 +104,19 @@ class Engine:
         except BaseException:
             self._lock.release()
             raise
-        self.writer = Writer(self._environment)
-        self._forks = _forks
+        try:
+            self.writer = Writer(self._environment)
+        except BaseException:
+            self._environment.close()
+            self._lock.release()
+            raise
         self._closed = False
+        self._close_lock = threading.Lock()
         self._ids = itertools.count(1)
         self._open: dict[int, Transaction | Snapshot] = {}
         self._open_lock = threading.Lock()
+        self._prune_at = _PRUNE_AT
+        self._seen_lsn = -1
         self.transactions_aborted = 0
         self.conflicts = 0
 
@@ -120,28 +125,46 @@ class Engine:
     def reader(self) -> LatestReader:
         """A reader of the newest commit for the calling thread."""
         self._check()
-        return LatestReader(self._environment, self.writer)
+        return LatestReader(self._environment)
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key in the newest commit, or None."""
         self._check()
+        if not 0 < len(key) <= 511:
+            check_key(key)
+        environment = self._environment
+        view = environment.begin_view()
         try:
-            with self._environment.lmdb.begin(db=self._environment.kv) as txn:
-                raw: bytes | None = txn.get(key)
+            raw: bytes | None = view.get(key)
         except lmdb.Error as error:
             raise storage_error(error, "reading") from None
+        finally:
+            environment.end_view(view)
         return None if raw is None else raw[HEADER_SIZE:]
 
     def snapshot(self) -> Snapshot:
         """A read view of the newest commit; close it."""
         self._check()
         snapshot = Snapshot(self._environment)
-        with self._open_lock:
-            # Closed ones leave here lazily; the table stays as small as what is open.
-            if len(self._open) > 64:
-                self._open = {key: value for key, value in self._open.items() if not _over(value)}
-            self._open[next(self._ids)] = snapshot
+        self._register(next(self._ids), snapshot, snapshot)
         return snapshot
+
+    def _register(self, key: int, item: Transaction | Snapshot, snapshot: Snapshot) -> None:
+        if snapshot.lsn != self._seen_lsn:
+            # A commit is visible a moment before the writer announces it. Whoever has seen it in this snapshot
+            # must not find the older state through a cached view.
+            self._environment.mark = object()
+            self._seen_lsn = snapshot.lsn
+        with self._open_lock:
+            if self._closed:
+                # Too late for close() to find it.
+                snapshot.close()
+                raise _closed()
+            # Closed ones leave here lazily; the table stays as small as what is open.
+            if len(self._open) > self._prune_at:
+                self._open = {key: value for key, value in self._open.items() if not _over(value)}
+                self._prune_at = max(_PRUNE_AT, 2 * len(self._open))
+            self._open[key] = item
 
     def scan(
         self,
@@ -172,16 +195,18 @@ class Engine:
             read_only=read_only,
             max_bytes=self.options.max_transaction_bytes,
         )
-        with self._open_lock:
-            self._open[transaction.id] = transaction
+        self._register(transaction.id, transaction, transaction.snapshot)
         return transaction
 
     def abort(self, transaction: Transaction, ended: ToonDBError | None = None) -> None:
-        """End a transaction without applying it. Idempotent."""
-        if transaction.state is State.ACTIVE:
+        """End a transaction without applying it. Idempotent.
+
+        Raises:
+            TransactionError: Its commit is under way.
+        """
+        if transaction.abort(ended):
             self.transactions_aborted += 1
-        transaction.abort(ended)
-        self._forget(transaction)
+            self._forget(transaction)
 
     def commit(self, transaction: Transaction) -> int:
         """Commit and wait.
@@ -198,8 +223,16 @@ class Engine:
         if done is not None:
             return done
         transaction.start_commit()
-        result = self.write([transaction])[0]
-        self.settle(transaction, result)
+
+        # On the writer thread: also when the caller is interrupted while it waits, the transaction ends.
+        def settle(request: WriteRequest) -> None:
+            self.settle(transaction, request.results[0])
+
+        try:
+            result = self._write([transaction], settle)[0]
+        except DatabaseClosedError as error:
+            self.settle(transaction, error)
+            raise
         if isinstance(result, ToonDBError):
             raise result
         return result
@@ -217,11 +250,12 @@ class Engine:
     def settle(self, transaction: Transaction, result: int | ToonDBError) -> None:
         """Note the outcome of a submitted commit."""
         if isinstance(result, ToonDBError):
-            self.conflicts += 1
-            self.abort(transaction, result)
+            if transaction.rejected(result):
+                self.transactions_aborted += 1
+                self.conflicts += isinstance(result, TransactionConflictError)
         else:
             transaction.committed()
-            self._forget(transaction)
+        self._forget(transaction)
 
     def _forget(self, transaction: Transaction) -> None:
         with self._open_lock:
@@ -251,10 +285,11 @@ class Engine:
             else:
                 continue
             if isinstance(item, Transaction):
-                if item.state is not State.ACTIVE:
+                if not item.expire(why):
                     continue
                 self.transactions_aborted += 1
-            item.expire(why)
+            else:
+                item.expire(why)
             ended += 1
         return ended
 
@@ -273,20 +308,38 @@ class Engine:
 
     def write(self, units: list[Unit]) -> list[int | ToonDBError]:
         """Apply units and wait; one result for each."""
+        return self._write(units, lambda _: None)
+
+    def _write(self, units: list[Unit], on_done: Callable[[WriteRequest], None]) -> list[int | ToonDBError]:
         self._check()
         done = threading.Event()
-        request = WriteRequest(units, lambda _: done.set())
+
+        def finish(request: WriteRequest) -> None:
+            try:
+                on_done(request)
+            finally:
+                done.set()
+
+        request = WriteRequest(units, finish)
         self.writer.submit(request)
         done.wait()
         return request.results
 
     def put(self, key: bytes, value: bytes) -> int:
-        """Store one value in a transaction of its own and wait; returns the LSN."""
-        return self._one((key, value))
+        """Store one value in a transaction of its own and wait; returns the LSN.
+
+        Raises:
+            InvalidKeyError, KeyTooLargeError: The key is not 1 to 511 bytes.
+            StorageFullError, StorageError: It was not stored.
+        """
+        return self._one((check_key(key), value))
 
     def delete(self, key: bytes) -> int:
-        """Delete one key in a transaction of its own and wait; returns the LSN."""
-        return self._one((key, None))
+        """Delete one key in a transaction of its own and wait; returns the LSN.
+
+        When the key is absent nothing is committed, and the LSN is that of the newest commit.
+        """
+        return self._one((check_key(key), None))
 
     def checkpoint(self) -> int:
         """Make everything committed so far durable, in any sync mode; returns the LSN."""
@@ -304,15 +357,20 @@ class Engine:
         """Counters and sizes of the storage engine; sizes in bytes."""
         self._check()
         environment = self._environment
-        with environment.lmdb.begin() as txn:
-            kv = txn.stat(environment.kv)
-            raw = txn.get(b"lsn", db=environment.meta) or bytes(8)
-        info = environment.lmdb.info()
+        view = environment.begin_view()
+        try:
+            kv = view.stat(environment.kv)
+            lsn = read_lsn(environment, view)
+            info = environment.lmdb.info()
+        except lmdb.Error as error:
+            raise storage_error(error, "reading statistics") from None
+        finally:
+            environment.end_view(view)
         with self._open_lock:
             snapshots = sum(not _over(item) for item in self._open.values())
         return {
             "keys_count": kv["entries"],
-            "lsn": int.from_bytes(raw, "little"),
+            "lsn": lsn,
             "commits": self.writer.commits,
             "transactions_committed": self.writer.transactions,
             "transactions_aborted": self.transactions_aborted,
@@ -320,13 +378,20 @@ class Engine:
             "active_transactions": self.active_transactions,
             "open_snapshots": snapshots,
             "bytes_written": self.writer.bytes_written,
-            "storage_file_bytes": (self.folder / DATA_FILE).stat().st_size,
+            "storage_file_bytes": self._file_size(),
             "storage_used_bytes": (info["last_pgno"] + 1) * kv["psize"],
             "storage_map_bytes": info["map_size"],
             "storage_readers": info["num_readers"],
             "storage_failed": str(self.writer.failed) if self.writer.failed else None,
             "sync_mode": str(self.options.sync_mode),
         }
+
+    def _file_size(self) -> int:
+        try:
+            return (self.folder / DATA_FILE).stat().st_size
+        except OSError:
+            # Deleted or moved away: the open file still serves.
+            return 0
 
     @property
     def environment(self) -> Environment:
@@ -343,21 +408,31 @@ class Engine:
         return self._closed
 
     def close(self) -> None:
-        """Finish queued writes, abort what is open, sync, release the folder. Idempotent."""
-        if self._closed or self._forks != _forks:
+        """Finish queued writes, abort what is open, sync, release the folder. Idempotent.
+
+        Raises:
+            StorageError: Writes that were acknowledged in a lazy sync mode could not be synced. It is closed.
+        """
+        if self._environment.forked:
             return
-        self._closed = True
-        self.writer.close()
-        with self._open_lock:
-            open_now, self._open = list(self._open.values()), {}
-        ended = DatabaseClosedError("the database was closed.")
-        for item in open_now:
-            if isinstance(item, Transaction):
-                item.abort(ended)
-            else:
-                item.close(ended)
-        self._environment.close()
-        self._lock.release()
+        # A second caller waits here until it is closed indeed.
+        with self._close_lock:
+            if self._closed:
+                return
+            self.writer.close()
+            with self._open_lock:
+                self._closed = True
+                open_now, self._open = list(self._open.values()), {}
+            ended = DatabaseClosedError("the database was closed.")
+            for item in open_now:
+                if not isinstance(item, Transaction):
+                    item.close(ended)
+                elif not item.rejected(ended):
+                    item.abort(ended)
+            self._environment.close()
+            self._lock.release()
+        if self.writer.lost is not None:
+            raise self.writer.lost
 
     def __enter__(self) -> Engine:
         return self
@@ -366,10 +441,14 @@ class Engine:
         self.close()
 
     def _check(self) -> None:
-        if self._forks != _forks:
-            raise ForkedProcessError("this database was opened by the parent process.")
+        if self._environment.forked:
+            raise self._environment.forked_error()
         if self._closed:
-            raise DatabaseClosedError("the database is closed.")
+            raise _closed()
+
+
+def _closed() -> DatabaseClosedError:
+    return DatabaseClosedError("the database is closed.")
 
 
 def _over(item: Transaction | Snapshot) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
+import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -18,11 +21,15 @@ import msgpack
 from toondb_protocol.errors import (
     ConfigurationError,
     CorruptionError,
+    DatabaseClosedError,
     DatabaseError,
     DatabaseNotFoundError,
+    ForkedProcessError,
+    InvalidKeyError,
     StorageError,
     StorageFullError,
     ToonDBError,
+    TransactionTooLargeError,
 )
 from toondb_protocol.record import CATALOG_DATABASE, KV_DATABASE, META_DATABASE, META_FORMAT, META_LSN
 
@@ -33,6 +40,8 @@ __all__ = ["DATA_FILE", "FORMAT_VERSION", "Environment", "Space", "prepare_folde
 DATA_FILE = "data.mdb"
 FORMAT_VERSION = 1
 _MAX_SUB_DATABASES = 16
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PROBE_BYTES = 1 << 20
 
 
 class Space(IntEnum):
@@ -46,18 +55,29 @@ _SPACE_NAMES = {Space.KV: KV_DATABASE, Space.CATALOG: CATALOG_DATABASE}
 
 
 def storage_error(error: lmdb.Error, doing: str) -> ToonDBError:
-    """The typed error for what LMDB raised while ``doing`` something."""
+    """The typed error for what LMDB raised while ``doing`` something.
+
+    Only a :class:`StorageError` that is not a :class:`StorageFullError` says that the device or the file is bad;
+    every other class refuses one request.
+    """
     text = str(error)
     if isinstance(error, lmdb.MapFullError):
         return StorageFullError(
             f"the store reached its --map-size while {doing}.",
             remediation="Delete data, or restart with a larger --map-size.",
         )
-    if any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
-        return StorageFullError(
-            f"the disk is full ({text}) while {doing}.",
-            remediation="Free disk space; nothing of this write was kept and reads go on.",
-        )
+    if _is(error, *_FULL):
+        return disk_full(text, doing)
+    if isinstance(error, lmdb.BadValsizeError):
+        return InvalidKeyError(f"a key or value has a size that cannot be stored ({text}) while {doing}.")
+    if isinstance(error, lmdb.TxnFullError):
+        return TransactionTooLargeError(f"the transaction changes too many pages at once while {doing}.")
+    if _is(error, errno.ENOMEM):
+        return DatabaseError(f"memory ran out while {doing}.", remediation="Try again with less at once.")
+    if "closed/deleted/dropped" in text:
+        return DatabaseClosedError(f"the database was closed while {doing}.")
+    if isinstance(error, lmdb.PanicError):
+        return StorageError(f"the storage failed before and refuses to go on while {doing}.")
     if isinstance(error, lmdb.ReadersFullError):
         return DatabaseError(
             f"too many snapshots are open at once while {doing}.",
@@ -68,6 +88,22 @@ def storage_error(error: lmdb.Error, doing: str) -> ToonDBError:
     return StorageError(f"the storage failed: {text} while {doing}.")
 
 
+def disk_full(text: str, doing: str) -> StorageFullError:
+    """The error for a full disk, where ``text`` is what LMDB said."""
+    return StorageFullError(
+        f"the disk is full ({text}) while {doing}.",
+        remediation="Free disk space; nothing of this write was kept and reads go on.",
+    )
+
+
+def _is(error: lmdb.Error, *codes: int) -> bool:
+    code = getattr(error, "code", None)
+    if code is not None:
+        return code in codes
+    # Older versions of the binding give no number, only its text.
+    return any(os.strerror(code) in str(error) for code in codes)
+
+
 def prepare_folder(path: str | os.PathLike[str], *, create: bool) -> Path:
     """The absolute database folder, created (without its parents) when asked.
 
@@ -75,7 +111,20 @@ def prepare_folder(path: str | os.PathLike[str], *, create: bool) -> Path:
         ConfigurationError: It is not a folder, its parent is missing, or it cannot be created.
         DatabaseNotFoundError: It holds no database and ``create`` is off.
     """
-    folder = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigurationError(f"the database path {text!r} is not usable.", remediation="Name a folder.")
+    folder = Path(os.path.abspath(os.path.expanduser(text)))
+    try:
+        return _prepared(folder, create=create)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the database folder {folder} cannot be used: {error.strerror}.",
+            remediation="Choose another folder, or mend the permissions on the way to it.",
+        ) from None
+
+
+def _prepared(folder: Path, *, create: bool) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"the database path {folder} is a file.", remediation="Name a folder.")
     if not create:
@@ -103,6 +152,9 @@ def prepare_folder(path: str | os.PathLike[str], *, create: bool) -> Path:
     return folder
 
 
+_environments: weakref.WeakSet[Environment] = weakref.WeakSet()
+
+
 class Environment:
     """An open LMDB environment with the sub-databases of ToonDB.
 
@@ -114,11 +166,25 @@ class Environment:
         CorruptionError: The files are not a usable store.
         DatabaseError: The store was written by a newer version.
         StorageError, StorageFullError, ConfigurationError: It cannot be opened; the message says why.
+
+    Attributes:
+        lmdb: The LMDB environment.
+        kv: Handle of the key-value sub-database.
+        forked: This process is a child of the one that opened it and must not touch it.
+        last_view: After LMDB refused to go on (it could not write its root page), the last commit; None before.
+        mark: An object that is another one after each commit; a reader that caches a view compares it by identity
+            to know when to renew. Any thread that sees a commit before it was announced here may replace it too.
     """
 
     def __init__(self, folder: Path, options: EngineOptions) -> None:
         self.folder = folder
         self.sync_mode = options.sync_mode
+        self.forked = False
+        self.last_view: Any = None
+        self.mark: object = object()
+        created = not (folder / DATA_FILE).exists()
+        # Newer bindings know a second file format, which not every reader of this folder may know.
+        line: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
         with _opening(folder):
             # A raw size below the data is raised by LMDB to what the data needs. writemap stays off: with it a
             # full disk is a SIGBUS instead of an error.
@@ -135,37 +201,105 @@ class Environment:
                 sync=options.sync_mode is not SyncMode.OFF,
                 writemap=False,
                 readahead=True,
+                **line,
             )
         try:
             with _opening(folder):
                 self.lmdb.reader_check()
-                self.meta = self.lmdb.open_db(META_DATABASE)
-                self.spaces = tuple(self.lmdb.open_db(_SPACE_NAMES[space]) for space in Space)
+                self._open_databases()
                 self._check_format()
+                self.kv = self.spaces[Space.KV]
+                if created:
+                    self._sync_names()
         except BaseException:
             self.lmdb.close()
             raise
+        _environments.add(self)
 
-    @property
-    def kv(self) -> Any:
-        """Handle of the key-value sub-database."""
-        return self.spaces[Space.KV]
+    def _sync_names(self) -> None:
+        """Make the new file's name durable: syncing a file says nothing of the folder that it is in."""
+        for path in (self.folder, self.folder.parent):
+            with contextlib.suppress(OSError):  # not readable, or a file system that cannot sync folders
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+    # Views
+
+    def begin_view(self) -> Any:
+        """An LMDB read transaction on the newest commit, by default of the key-value sub-database.
+
+        End it with :meth:`end_view`.
+
+        Raises:
+            ToonDBError: There is none: the database is closed, or too many are open.
+        """
+        if self.forked:
+            raise self.forked_error()
+        try:
+            return self.lmdb.begin(self.kv)
+        except lmdb.PanicError as error:
+            if self.last_view is None:
+                raise storage_error(error, "reading") from None
+            return self.last_view
+        except lmdb.Error as error:
+            raise storage_error(error, "taking a snapshot") from None
+
+    def end_view(self, view: Any) -> None:
+        """End what :meth:`begin_view` gave."""
+        # In a forked child an abort would clear the parent's slot in the shared reader table.
+        if view is not self.last_view and not self.forked:
+            view.abort()
+
+    def forked_error(self) -> ForkedProcessError:
+        """What use in a forked child raises."""
+        return ForkedProcessError("this database was opened by the parent process.")
+
+    # The disk
+
+    def has_room(self, size: int) -> bool:
+        """Whether the disk, the quota and the limit on file sizes leave room for about ``size`` more bytes.
+
+        LMDB reports a write that a full disk cut short as an input/output error; this tells one from the other.
+        """
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as probe:
+                os.posix_fallocate(probe.fileno(), 0, size + _PROBE_BYTES)
+            here = (self.folder / DATA_FILE).stat().st_size
+        except OSError as error:
+            return error.errno not in _FULL
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        return limit == resource.RLIM_INFINITY or here + size + _PROBE_BYTES <= limit
+
+    def _open_databases(self) -> None:
+        with self.lmdb.begin() as txn:
+            new = txn.stat()["entries"] == 0
+            ours = new or txn.get(META_DATABASE) is not None
+        if not ours:
+            raise ConfigurationError(
+                f"{self.folder / DATA_FILE} is an LMDB file of another program.", remediation="Name another folder."
+            )
+        # All at once: a process killed in between leaves nothing rather than half a store.
+        with self.lmdb.begin(write=True) as txn:
+            self.meta = self.lmdb.open_db(META_DATABASE, txn=txn)
+            self.spaces = tuple(self.lmdb.open_db(_SPACE_NAMES[space], txn=txn) for space in Space)
+            if new:
+                form = {"version": FORMAT_VERSION, "id": uuid.uuid4().hex, "created": int(time.time())}
+                txn.put(META_FORMAT, msgpack.packb(form), db=self.meta)
+                txn.put(META_LSN, bytes(8), db=self.meta)
 
     def _check_format(self) -> None:
         with self.lmdb.begin(db=self.meta) as txn:
             raw = txn.get(META_FORMAT)
-        if raw is None:
-            form = {"version": FORMAT_VERSION, "id": uuid.uuid4().hex, "created": int(time.time())}
-            with self.lmdb.begin(db=self.meta, write=True) as txn:
-                txn.put(META_FORMAT, msgpack.packb(form))
-                txn.put(META_LSN, bytes(8))
-            self.format: dict[str, Any] = form
-            return
         try:
-            form = msgpack.unpackb(raw)
+            if raw is None:
+                raise ValueError
+            form: dict[str, Any] = msgpack.unpackb(raw)
             version = form["version"]
         except (ValueError, KeyError, TypeError, msgpack.UnpackException):
-            raise CorruptionError(f"the format record of {self.folder} cannot be read.") from None
+            raise CorruptionError(f"the format record of {self.folder} is missing or cannot be read.") from None
         if version != FORMAT_VERSION:
             raise DatabaseError(
                 f"the store in {self.folder} has format {version}, this version reads format {FORMAT_VERSION}.",
@@ -178,20 +312,33 @@ class Environment:
         self.lmdb.close()
 
 
+def _leave_to_the_parent() -> None:
+    for environment in list(_environments):
+        environment.forked = True
+        environment.mark = object()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
 @contextlib.contextmanager
 def _opening(folder: Path) -> Iterator[None]:
     try:
         yield
     except lmdb.Error as error:
         text = str(error)
-        if os.strerror(errno.ENOMEM) in text:
+        if _is(error, errno.ENOMEM):
             raise ConfigurationError(
                 f"the address space for {folder} cannot be reserved: {text}.",
                 remediation="Choose a smaller --map-size.",
             ) from None
-        if os.strerror(errno.EACCES) in text or os.strerror(errno.EPERM) in text or os.strerror(errno.EROFS) in text:
+        if _is(error, errno.EACCES, errno.EPERM, errno.EROFS):
             raise ConfigurationError(
                 f"the store in {folder} cannot be opened for writing: {text}.",
                 remediation="Mend the owner or mode of its files.",
+            ) from None
+        if "already open" in text:
+            raise ConfigurationError(
+                f"the store in {folder} is open in this process already.", remediation="Share that one handle."
             ) from None
         raise storage_error(error, f"opening {folder}") from None

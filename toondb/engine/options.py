@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,6 +14,7 @@ DEFAULT_MAP_SIZE = 1 << 40
 """Address space reserved for the map: 1 TiB. The file itself grows only with the data."""
 
 MIN_MAP_SIZE = 1 << 20
+MAX_MAP_SIZE = 1 << 46
 
 
 class SyncMode(StrEnum):
@@ -45,7 +47,7 @@ class EngineOptions:
     Args:
         create_if_missing: Create the folder (not its parents) and the store when absent.
         sync_mode: See :class:`SyncMode`.
-        map_size: Upper bound of the store in bytes, rounded up to whole pages.
+        map_size: Upper bound of the store in bytes, rounded up to whole pages; 1 MiB to 64 TiB.
         max_transaction_bytes: Cap on the keys and values written by one transaction.
         transaction_idle_seconds: An open transaction or cursor not touched for so long is aborted; 0 = never.
         transaction_age_seconds: An open transaction or cursor older than this is aborted; 0 = never. A long
@@ -65,11 +67,18 @@ class EngineOptions:
     max_readers: int = 8192
 
     def __post_init__(self) -> None:
-        if self.map_size < MIN_MAP_SIZE:
-            raise ConfigurationError(f"map_size is {self.map_size} bytes, the least is {MIN_MAP_SIZE}")
+        try:
+            # A plain "full" must not pass for another mode, which an identity test elsewhere would make of it.
+            object.__setattr__(self, "sync_mode", SyncMode(self.sync_mode))
+        except ValueError:
+            known = ", ".join(SyncMode)
+            raise ConfigurationError(f"sync_mode {self.sync_mode!r} is unknown; known: {known}.") from None
+        if not MIN_MAP_SIZE <= self.map_size <= MAX_MAP_SIZE:
+            raise ConfigurationError(f"map_size is {self.map_size} bytes, it must be {MIN_MAP_SIZE} to {MAX_MAP_SIZE}.")
         if self.max_transaction_bytes < 1:
-            raise ConfigurationError(f"max_transaction_bytes is {self.max_transaction_bytes}, it must be positive")
-        if self.transaction_idle_seconds < 0 or self.transaction_age_seconds < 0:
-            raise ConfigurationError("age limits are seconds, 0 or more")
+            raise ConfigurationError(f"max_transaction_bytes is {self.max_transaction_bytes}, it must be positive.")
+        for seconds in (self.transaction_idle_seconds, self.transaction_age_seconds):
+            if not (math.isfinite(seconds) and seconds >= 0):
+                raise ConfigurationError(f"an age limit is {seconds!r}, it must be seconds, 0 (no limit) or more.")
         if not 1 <= self.max_readers <= 1_000_000:
-            raise ConfigurationError(f"max_readers is {self.max_readers}, it must be 1 to 1000000")
+            raise ConfigurationError(f"max_readers is {self.max_readers}, it must be 1 to 1000000.")

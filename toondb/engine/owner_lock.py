@@ -7,6 +7,7 @@ process dies, so there is no stale lock. The file's text names the owner for err
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from toondb_protocol.errors import DatabaseLockedError
+from toondb_protocol.errors import ConfigurationError, DatabaseLockedError, StorageFullError
 
 __all__ = ["LOCK_FILE", "OwnerLock", "read_owner"]
 
@@ -35,24 +36,32 @@ class OwnerLock:
 
     Raises:
         DatabaseLockedError: Another process holds it; ``details`` has its pid, role and socket.
+        ConfigurationError: The lock file cannot be opened, or its file system has no locks.
+        StorageFullError: There is no room for the lock file.
     """
 
     def __init__(self, folder: Path, role: str, socket: str | None = None) -> None:
         path = folder / LOCK_FILE
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = -1
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unusable(path, error) from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._fd)
             self._fd = -1
             raise _locked(folder) from None
-        except BaseException:
+        except OSError as error:
             os.close(self._fd)
             self._fd = -1
-            raise
+            raise _unusable(path, error) from None
         owner = {"pid": os.getpid(), "role": role, "socket": socket, "since": int(time.time())}
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(owner).encode()[:_MAX_OWNER_BYTES], 0)
+        # The text is for messages only: a full disk must not keep the owner from opening (and then reading).
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(owner).encode()[:_MAX_OWNER_BYTES], 0)
         _held.add(self)
 
     def release(self) -> None:
@@ -86,6 +95,15 @@ def read_owner(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}
+
+
+def _unusable(path: Path, error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFullError(f"there is no room for the lock file {path}: {error.strerror}.")
+    return ConfigurationError(
+        f"the lock file {path} cannot be used: {error.strerror}.",
+        remediation="Mend its owner or mode, or put the folder on a local file system.",
+    )
 
 
 def _locked(folder: Path) -> DatabaseLockedError:

@@ -69,19 +69,26 @@ class Snapshot:
         self._environment = environment
         self._lock = threading.Lock()
         self._ended: ToonDBError | None = None
+        self._txn: Any = environment.begin_view()
         try:
-            self._txn: Any = environment.lmdb.begin()
+            self.lsn = read_lsn(environment, self._txn)
         except lmdb.Error as error:
+            environment.end_view(self._txn)
             raise storage_error(error, "taking a snapshot") from None
-        self.lsn = read_lsn(environment, self._txn)
         self.opened_at = self.touched_at = time.monotonic()
 
     def record(self, space: Space, key: bytes) -> bytes | None:
         """The raw record of a key, or None."""
+        environment = self._environment
+        if environment.forked:  # before the lock, which a thread that is not here may hold
+            raise environment.forked_error()
         with self._lock:
             if self._txn is None:
                 raise self._over()
-            raw: bytes | None = self._txn.get(key, db=self._environment.spaces[space])
+            try:
+                raw: bytes | None = self._txn.get(key, db=environment.spaces[space])
+            except lmdb.Error as error:
+                raise storage_error(error, "reading") from None
             return raw
 
     def get(self, key: bytes) -> bytes | None:
@@ -110,11 +117,13 @@ class Snapshot:
         Args:
             ended: What later use raises; a DatabaseClosedError when None.
         """
+        if self._environment.forked:
+            return
         with self._lock:
             txn, self._txn = self._txn, None
             if txn is not None:
                 self._ended = ended
-                txn.abort()
+                self._environment.end_view(txn)
 
     def expire(self, why: str) -> None:
         """Release it because it was held for too long; later use raises SnapshotExpiredError."""
@@ -157,17 +166,26 @@ class SnapshotScan:
         self._start, self._end, self._reverse, self._own = start, end, reverse, own
         self.exhausted = end is not None and start >= end
         self.last_key: bytes | None = None
+        environment = snapshot._environment
+        if environment.forked:
+            raise environment.forked_error()
         with snapshot._lock:
             if snapshot._txn is None:
                 raise snapshot._over()
-            database = snapshot._environment.spaces[space]
-            self._pairs = records(snapshot._txn, database, start, end, reverse=reverse, values=values)
+            database = environment.spaces[space]
+            try:
+                self._pairs = records(snapshot._txn, database, start, end, reverse=reverse, values=values)
+            except lmdb.Error as error:
+                raise storage_error(error, "scanning") from None
+        if self.exhausted:
+            # An empty range: nobody will step it to its end.
+            self.close()
 
     def batch(self, max_rows: int, max_bytes: int) -> list[bytes]:
         """The next rows as a flat list ``[key, value, key, value, ...]``; empty when exhausted.
 
         Args:
-            max_rows: Rows at the most.
+            max_rows: Rows at the most, 1 or more.
             max_bytes: Stop after the row that reaches so many bytes.
 
         Raises:
@@ -179,37 +197,42 @@ class SnapshotScan:
         append = out.append
         size = 0
         snapshot = self.snapshot
+        if snapshot._environment.forked:
+            raise snapshot._environment.forked_error()
         with snapshot._lock:
             if snapshot._txn is None:
                 raise snapshot._over()
-            if self._reverse:
-                start = self._start
-                for key, raw in self._pairs:
-                    if key < start:
+            try:
+                if self._reverse:
+                    start = self._start
+                    for key, raw in self._pairs:
+                        if key < start:
+                            self.exhausted = True
+                            break
+                        append(key)
+                        append(raw[HEADER_SIZE:])
+                        size += len(raw) + len(key)
+                        max_rows -= 1
+                        if not max_rows or size >= max_bytes:
+                            break
+                    else:
                         self.exhausted = True
-                        break
-                    append(key)
-                    append(raw[HEADER_SIZE:])
-                    size += len(raw) + len(key)
-                    max_rows -= 1
-                    if not max_rows or size >= max_bytes:
-                        break
                 else:
-                    self.exhausted = True
-            else:
-                end = self._end
-                for key, raw in self._pairs:
-                    if end is not None and key >= end:
+                    end = self._end
+                    for key, raw in self._pairs:
+                        if end is not None and key >= end:
+                            self.exhausted = True
+                            break
+                        append(key)
+                        append(raw[HEADER_SIZE:])
+                        size += len(raw) + len(key)
+                        max_rows -= 1
+                        if not max_rows or size >= max_bytes:
+                            break
+                    else:
                         self.exhausted = True
-                        break
-                    append(key)
-                    append(raw[HEADER_SIZE:])
-                    size += len(raw) + len(key)
-                    max_rows -= 1
-                    if not max_rows or size >= max_bytes:
-                        break
-                else:
-                    self.exhausted = True
+            except lmdb.Error as error:
+                raise storage_error(error, "scanning") from None
             if out:
                 self.last_key = out[-2]
         snapshot.touched_at = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from enum import Enum
@@ -15,7 +16,9 @@ from toondb_protocol.errors import (
     TransactionError,
     TransactionExpiredError,
     TransactionTooLargeError,
+    ValidationError,
 )
+from toondb_protocol.keys import check_key
 from toondb_protocol.record import HEADER_SIZE, decode_lsn, encode_record
 
 from .environment import Environment, Space
@@ -45,7 +48,7 @@ class _ReadRange:
 
 
 class Transaction:
-    """A transaction of the engine. Used by one thread at a time.
+    """A transaction of the engine. Used by one thread at a time, except that any thread may expire or abort it.
 
     Reads see the snapshot with the transaction's own writes over it. ``Engine.commit`` (or the writer thread,
     for the daemon) validates and applies it.
@@ -62,6 +65,7 @@ class Transaction:
         "_ended",
         "_environment",
         "_limit",
+        "_lock",
         "_points",
         "_ranges",
         "_size",
@@ -83,12 +87,18 @@ class Transaction:
         max_bytes: int,
     ) -> None:
         self.id = transaction_id
-        self.isolation = isolation
+        try:
+            # A plain "serializable" must not pass for less, which an identity test would make of it.
+            self.isolation = isolation = Isolation(isolation)
+        except ValueError:
+            known = ", ".join(Isolation)
+            raise ValidationError(f"isolation {isolation!r} is unknown; known: {known}.") from None
         self.read_only = read_only
         self.state = State.ACTIVE
         self.writes: tuple[WriteSet, ...] = tuple(WriteSet() for _ in Space)
         self._environment = environment
         self._limit = max_bytes
+        self._lock = threading.Lock()
         self._size = 0
         self._ended: ToonDBError | None = None
         self._points: set[tuple[Space, bytes]] | None = set() if isolation is Isolation.SERIALIZABLE else None
@@ -100,6 +110,8 @@ class Transaction:
     def get(self, key: bytes, space: Space = Space.KV) -> bytes | None:
         """The value of a key as this transaction sees it, or None."""
         self._check_active()
+        if not 0 < len(key) <= 511:
+            check_key(key)
         self.snapshot.touched_at = time.monotonic()
         written = self.writes[space].get(key)
         if written is not ABSENT:
@@ -123,12 +135,11 @@ class Transaction:
         base: Scan = SnapshotScan(self.snapshot, space, start, end, reverse=reverse, values=values)
         changes = self.writes[space].range(start, end)
         if changes:
+            if not values:
+                changes = [(key, None if value is None else b"") for key, value in changes]
             base = MergedScan(base, changes, reverse=reverse)
-        if self._points is None:
-            return TransactionScan(self, base, None, start, end, reverse)
-        covered = _ReadRange(space, start, start) if not reverse else _ReadRange(space, end or b"", end)
-        self._ranges.append(covered)
-        return TransactionScan(self, base, covered, start, end, reverse)
+        covered = None if self._points is None else _ReadRange(space, start, end)
+        return TransactionScan(self, base, covered, reverse)
 
     # Writes
 
@@ -138,8 +149,11 @@ class Transaction:
         Raises:
             TransactionTooLargeError: The write set would exceed its cap; it stays as it was.
             TransactionError: The transaction is read-only or over.
+            InvalidKeyError, KeyTooLargeError: The key is not 1 to 511 bytes.
         """
         self._check_active()
+        if not 0 < len(key) <= 511:
+            check_key(key)
         if self.read_only:
             raise TransactionError("the transaction is read-only.", remediation="Begin it without read_only.")
         self.snapshot.touched_at = time.monotonic()
@@ -158,45 +172,74 @@ class Transaction:
         self.put(key, None, space)
 
     @property
+    def size(self) -> int:
+        """Bytes of the keys and values written."""
+        return self._size
+
+    @property
     def dirty(self) -> bool:
         """Whether it has written anything."""
         return any(map(len, self.writes))
 
     # End
 
-    def abort(self, ended: ToonDBError | None = None) -> None:
-        """End it without applying anything. Idempotent; ``ended`` is what later use raises."""
-        if self.state in (State.ACTIVE, State.COMMITTING):
-            self.state = State.ABORTED
-            self._ended = ended
-            self._release(ended)
+    def abort(self, ended: ToonDBError | None = None) -> bool:
+        """End it without applying anything. Idempotent; ``ended`` is what later use raises.
 
-    def expire(self, why: str) -> None:
-        """Abort it because it was ``why`` (idle or open for too long)."""
-        if self.state is State.ACTIVE:
-            self.abort(TransactionExpiredError(f"transaction {self.id} was {why} and has been aborted."))
+        Returns:
+            Whether this call ended it.
+
+        Raises:
+            TransactionError: Its commit is under way: only the writer knows the outcome.
+        """
+        if self._end(State.ACTIVE, State.ABORTED, ended):
+            return True
+        if self.state is State.COMMITTING:
+            raise TransactionError(
+                f"transaction {self.id} is being committed.", remediation="Wait for the outcome of its commit."
+            )
+        return False
+
+    def expire(self, why: str) -> bool:
+        """Abort it because it was ``why`` (idle or open for too long); whether this call ended it."""
+        error = TransactionExpiredError(f"transaction {self.id} was {why} and has been aborted.")
+        return self._end(State.ACTIVE, State.ABORTED, error)
 
     def start_commit(self) -> None:
         """Freeze it for the writer thread."""
-        self._check_active()
-        self.state = State.COMMITTING
+        with self._lock:
+            self._check_active()
+            self.state = State.COMMITTING
 
-    def committed(self) -> None:
-        """Note that the writer applied it."""
-        self.state = State.COMMITTED
-        self._release(None)
+    def committed(self) -> bool:
+        """Note that the writer applied it; whether this call ended it."""
+        return self._end(State.COMMITTING, State.COMMITTED, None)
 
-    def _release(self, ended: ToonDBError | None) -> None:
+    def rejected(self, error: ToonDBError) -> bool:
+        """Note that the writer refused it; whether this call ended it."""
+        return self._end(State.COMMITTING, State.ABORTED, error)
+
+    def _end(self, before: State, after: State, ended: ToonDBError | None) -> bool:
+        # Two threads may race to end it, for example a commit and the sweep for idle ones: one of them wins, and
+        # a write set that the writer was given is never emptied under it.
+        with self._lock:
+            if self.state is not before:
+                return False
+            self.state = after
+            self._ended = ended
         self.snapshot.close(ended or self._closed_error())
         self.writes = tuple(WriteSet() for _ in Space)
         self._ranges = []
         if self._points is not None:
             self._points = set()
+        return True
 
     def _closed_error(self) -> ToonDBError:
         return TransactionClosedError(f"transaction {self.id} is already {self.state.value}.")
 
     def _check_active(self) -> None:
+        if self._environment.forked:
+            raise self._environment.forked_error()
         if self.state is not State.ACTIVE:
             raise self._ended or self._closed_error()
 
@@ -250,6 +293,8 @@ class Transaction:
         Raises:
             TransactionConflictError: See :meth:`validate`; nothing was written then.
         """
+        if self.state is not State.COMMITTING:
+            raise self._ended or self._closed_error()
         if lsn != self.snapshot.lsn:
             self.validate(txn)
         lsn += 1
@@ -267,20 +312,14 @@ class Transaction:
 class TransactionScan:
     """A scan of a transaction: marks it as touched, and records how far a serializable one has read."""
 
-    __slots__ = ("_covered", "_end", "_reverse", "_scan", "_start", "transaction")
+    __slots__ = ("_covered", "_reverse", "_scan", "_whole", "transaction")
 
-    def __init__(
-        self,
-        transaction: Transaction,
-        scan: Scan,
-        covered: _ReadRange | None,
-        start: bytes,
-        end: bytes | None,
-        reverse: bool,
-    ) -> None:
+    def __init__(self, transaction: Transaction, scan: Scan, whole: _ReadRange | None, reverse: bool) -> None:
         self.transaction = transaction
-        self._scan, self._covered = scan, covered
-        self._start, self._end, self._reverse = start, end, reverse
+        self._scan, self._reverse = scan, reverse
+        # What it may read, and what it has read: a scan that was never stepped has read nothing.
+        self._whole = whole
+        self._covered: _ReadRange | None = None
 
     @property
     def exhausted(self) -> bool:
@@ -295,15 +334,21 @@ class TransactionScan:
         self.transaction._check_active()
         out = self._scan.batch(max_rows, max_bytes)
         self.transaction.snapshot.touched_at = time.monotonic()
-        covered = self._covered
-        if covered is not None:
-            if self._scan.exhausted:
-                covered.start, covered.end = self._start, self._end
-            elif out and self._reverse:
-                covered.start = out[-2]
-            elif out:
-                covered.end = out[-2] + b"\0"
+        if self._whole is not None:
+            self._cover(self._whole, out)
         return out
+
+    def _cover(self, whole: _ReadRange, out: list[bytes]) -> None:
+        covered = self._covered
+        if covered is None:
+            covered = self._covered = _ReadRange(whole.space, whole.start, whole.end)
+            self.transaction._ranges.append(covered)
+        if self._scan.exhausted:
+            covered.start, covered.end = whole.start, whole.end
+        elif out and self._reverse:
+            covered.start = out[-2]
+        elif out:
+            covered.end = out[-2] + b"\0"
 
     def close(self) -> None:
         """Give the scan up. Idempotent."""

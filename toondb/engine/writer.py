@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeAlias
@@ -24,7 +26,7 @@ from toondb_protocol.errors import (
 )
 from toondb_protocol.record import META_LSN, encode_record
 
-from .environment import Environment, storage_error
+from .environment import Environment, disk_full, storage_error
 from .options import SyncMode
 from .snapshot import read_lsn
 
@@ -37,7 +39,10 @@ _FLUSH_SECONDS = 1.0
 
 
 class CommitUnit(Protocol):
-    """Something that is applied as one transaction. May be applied again after a failed batch."""
+    """Something that is applied as one transaction. May be applied again after a failed batch.
+
+    One that has an attribute ``size`` is counted with so many bytes.
+    """
 
     def apply(self, txn: Any, lsn: int) -> int:
         """Apply to the LMDB transaction and return the LSN after it; raise ToonDBError to change nothing."""
@@ -60,7 +65,8 @@ class WriteRequest:
 
     Args:
         units: What to apply.
-        on_done: Called once on the writer thread when ``results`` is complete; must not raise or block.
+        on_done: Called once on the writer thread when ``results`` is complete; must not block. What it raises goes
+            to ``threading.excepthook`` and harms nobody else.
 
     Attributes:
         results: For each unit the LSN of its commit, or the error that says why it was not applied.
@@ -78,24 +84,37 @@ class WriteRequest:
 class Writer:
     """The writer thread.
 
+    A batch that cannot be kept as a whole (the store or disk is full, or a unit has a defect) is tried again in
+    halves, down to single units, so that only those that cannot be kept are refused.
+
+    When the device fails, nothing of the batch is kept, ``failed`` is set and every later write is refused with it:
+    after a failed sync the kernel may have dropped dirty pages, so a later sync that succeeds would prove nothing.
+    Reads go on.
+
     Args:
         environment: The open environment.
 
     Attributes:
-        commits: LMDB commits so far; a reader that caches a view compares it to know when to renew.
+        commits: LMDB commits so far.
         transactions: Units applied so far.
+        bytes_written: Bytes of the keys and values in them.
         failed: The storage failure that stopped writing, if any.
+        lost: The failure to sync what had been acknowledged in a lazy sync mode, if any.
     """
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._queue: SimpleQueue[WriteRequest | None] = SimpleQueue()
+        self._lock = threading.Lock()
         self._closing = False
-        self._unsynced = False
+        self._taken: list[WriteRequest] = []
+        # A predecessor in another sync mode may have left commits that the device does not have.
+        self._unsynced = True
         self.commits = 0
         self.transactions = 0
         self.bytes_written = 0
         self.failed: ToonDBError | None = None
+        self.lost: ToonDBError | None = None
         self._thread = threading.Thread(target=self._run, name="toondb-writer", daemon=True)
         self._thread.start()
 
@@ -105,93 +124,131 @@ class Writer:
         Raises:
             DatabaseClosedError: The writer is closed.
         """
-        if self._closing:
-            raise DatabaseClosedError("the database is closing and takes no more writes.")
-        self._queue.put(request)
+        # The lock puts every accepted request before the end mark of close(): none is left unanswered.
+        with self._lock:
+            if self._closing:
+                raise DatabaseClosedError("the database is closing and takes no more writes.")
+            self._queue.put(request)
 
     def close(self) -> None:
         """Apply what is queued, sync, and end the thread. Idempotent."""
-        if not self._closing:
-            self._closing = True
-            self._queue.put(None)
+        with self._lock:
+            if not self._closing:
+                self._closing = True
+                self._queue.put(None)
         self._thread.join()
 
     # The thread
 
     def _run(self) -> None:
+        try:
+            self._serve()
+            if self._unsynced and self.failed is None:
+                self._sync()
+        except BaseException as error:
+            # A defect: whoever waits must hear of it, and nobody may wait from now on.
+            self._give_up(InternalError(f"the writer ended: {type(error).__name__}: {error}"))
+            raise
+
+    def _serve(self) -> None:
+        tidy_at = flush_at = time.monotonic() + _FLUSH_SECONDS
         stop = False
         while not stop:
-            batch: list[WriteRequest] = []
-            try:
-                first = self._queue.get(timeout=_FLUSH_SECONDS if self._unsynced else _TIDY_SECONDS)
-            except Empty:
-                self._tidy()
-                continue
-            with contextlib.suppress(Empty):
-                request: WriteRequest | None = first
-                while True:
-                    if request is None:
-                        stop = True
-                        break
-                    batch.append(request)
-                    if len(batch) >= _MAX_REQUESTS_PER_BATCH:
-                        break
-                    request = self._queue.get_nowait()
-            if batch:
-                self._commit(batch)
-        # A submitter that passed the closing check just before it was set.
+            stop = self._take(max(0.0, min(tidy_at, flush_at if self._unsynced else tidy_at) - time.monotonic()))
+            if self._taken:
+                was_unsynced = self._unsynced
+                self._commit(self._taken)
+                self._taken = []
+                if self._unsynced and not was_unsynced:
+                    flush_at = time.monotonic() + _FLUSH_SECONDS
+            # By the clock and not only when idle: a store that is never idle needs both just as much.
+            now = time.monotonic()
+            if self._unsynced and now >= flush_at:
+                if self.failed is None:
+                    self._sync()
+                flush_at = now + _FLUSH_SECONDS
+            if now >= tidy_at:
+                # Reader slots of killed processes would keep old pages for ever.
+                with contextlib.suppress(lmdb.Error):
+                    self._environment.lmdb.reader_check()
+                tidy_at = now + _TIDY_SECONDS
+
+    def _take(self, timeout: float) -> bool:
+        """Take what is waiting, or wait for something; whether the end mark was met."""
+        with contextlib.suppress(Empty):
+            request = self._queue.get(timeout=timeout)
+            while request is not None:
+                self._taken.append(request)
+                if len(self._taken) >= _MAX_REQUESTS_PER_BATCH:
+                    return False
+                request = self._queue.get_nowait()
+            return True
+        return False
+
+    def _give_up(self, error: ToonDBError) -> None:
+        with self._lock:
+            self._closing = True
+        self.failed = self.failed or error
         with contextlib.suppress(Empty):
             while True:
-                late = self._queue.get_nowait()
-                if late is not None:
-                    self._commit([late])
-        with contextlib.suppress(lmdb.Error):
-            self._environment.lmdb.sync(True)
-
-    def _tidy(self) -> None:
-        """Bound what power loss can cost in the lazy modes, and clear reader slots of killed processes."""
-        with contextlib.suppress(lmdb.Error):
-            if self._unsynced:
-                self._environment.lmdb.sync(True)
-                self._unsynced = False
-            else:
-                self._environment.lmdb.reader_check()
+                request = self._queue.get_nowait()
+                if request is not None:
+                    self._taken.append(request)
+        for request in self._taken:
+            # One that was answered already has its results.
+            if len(request.results) != len(request.units):
+                request.results = [error] * len(request.units)
+                self._answer(request)
 
     def _commit(self, batch: list[WriteRequest]) -> None:
-        error = self._try(batch)
-        if isinstance(error, StorageFullError) and sum(len(request.units) for request in batch) > 1:
-            # One large write must not take the others down with it.
-            self._replay(batch)
-        elif error is not None:
+        if len(batch) == 1:
+            batch[0].results = self._results(batch[0].units)
+        else:
+            results = self._results([unit for request in batch for unit in request.units])
+            at = 0
             for request in batch:
-                request.results = [error] * len(request.units)
+                end = at + len(request.units)
+                request.results = results[at:end]
+                at = end
         for request in batch:
+            self._answer(request)
+
+    def _answer(self, request: WriteRequest) -> None:
+        try:
             request.on_done(request)
+        except BaseException:
+            # The defect is one submitter's; the writer must live on for the others.
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
-    def _replay(self, batch: list[WriteRequest]) -> None:
-        for request in batch:
-            results: list[int | ToonDBError] = []
-            for unit in request.units:
-                single = WriteRequest([unit], request.on_done)
-                error = self._try([single])
-                results.append(error if error is not None else single.results[0])
-            request.results = results
+    def _results(self, units: list[Unit]) -> list[int | ToonDBError]:
+        """Apply units in order, in one commit if possible; the result of each."""
+        results, error = self._try(units)
+        if error is None:
+            return results
+        if len(units) == 1 or self.failed is not None:
+            return [error] * len(units)
+        half = len(units) // 2
+        return self._results(units[:half]) + self._results(units[half:])
 
-    def _try(self, batch: list[WriteRequest]) -> ToonDBError | None:
-        """Apply a batch in one LMDB transaction; the error when nothing of it was kept."""
+    def _try(self, units: list[Unit]) -> tuple[list[int | ToonDBError], ToonDBError | None]:
+        """Apply units in one LMDB transaction: their results, or the error when nothing of them was kept."""
         if self.failed is not None:
-            return self.failed
+            return [], self.failed
         environment = self._environment
+        results: list[int | ToonDBError] = []
+        written = 0
+        before_view: Any = None
         try:
             txn = environment.lmdb.begin(write=True)
             try:
-                before = lsn = read_lsn(environment, txn)
-                checkpoint = False
-                for request in batch:
-                    lsn = self._apply(txn, request, lsn)
-                    checkpoint = checkpoint or any(type(unit) is Checkpoint for unit in request.units)
+                before = read_lsn(environment, txn)
+                lsn, written, checkpoint = self._apply(txn, units, before, results)
                 if lsn != before:
                     txn.put(META_LSN, _pack_lsn(lsn), db=environment.meta)
+                    # If LMDB fails to write its root page it refuses every new transaction, also for reading:
+                    # this one stays then. It pins nothing that the commit could reuse.
+                    with contextlib.suppress(lmdb.Error):
+                        before_view = environment.lmdb.begin(environment.kv)
                     txn.commit()
                 else:
                     txn.abort()
@@ -199,48 +256,89 @@ class Writer:
                 with contextlib.suppress(lmdb.Error):
                     txn.abort()
                 raise
-            if lsn != before:
-                self.commits += 1
-                self.transactions += lsn - before
-                self._unsynced = environment.sync_mode is not SyncMode.FULL
-            if checkpoint and self._unsynced:
-                environment.lmdb.sync(True)
-                self._unsynced = False
         except lmdb.Error as error:
-            return self._storage_failed(storage_error(error, "committing"))
+            return [], self._not_committed(error, before_view, written)
         except Exception as error:
             # A defect must answer its submitters; swallowing it here would hang them.
-            return InternalError(f"the writer failed: {type(error).__name__}: {error}")
-        return None
+            return [], InternalError(f"the writer failed: {type(error).__name__}: {error}")
+        finally:
+            if before_view is not None:
+                environment.end_view(before_view)
+        if lsn != before:
+            self.commits += 1
+            self.transactions += lsn - before
+            self.bytes_written += written
+            self._unsynced = environment.sync_mode is not SyncMode.FULL
+            environment.mark = object()
+        if checkpoint and self._unsynced:
+            failure = self._sync()
+            if failure is not None:
+                # The commit stands; only the promise that it is on the device cannot be given.
+                return [
+                    failure if type(unit) is Checkpoint else r for unit, r in zip(units, results, strict=True)
+                ], None
+        return results, None
 
-    def _storage_failed(self, error: ToonDBError) -> ToonDBError:
-        if isinstance(error, StorageError) and not isinstance(error, StorageFullError):
-            # After a failed sync the kernel may have dropped dirty pages, so a later sync that succeeds
-            # would prove nothing. Refuse writes until a restart re-reads the device.
-            self.failed = error
-        return error
-
-    def _apply(self, txn: Any, request: WriteRequest, lsn: int) -> int:
+    def _apply(self, txn: Any, units: list[Unit], lsn: int, results: list[int | ToonDBError]) -> tuple[int, int, bool]:
+        """Apply units and append their results; the LSN after them, the bytes written, whether one is a checkpoint."""
         database = self._environment.kv
         put = txn.put
-        results: list[int | ToonDBError] = []
         written = 0
-        for unit in request.units:
+        checkpoint = False
+        for unit in units:
             if type(unit) is tuple:
                 key, value = unit
                 if value is not None:
                     lsn += 1
                     put(key, encode_record(key, value, lsn), db=database)
-                    written += len(value)
+                    written += len(key) + len(value)
                 elif txn.delete(key, db=database):
                     lsn += 1
+                    written += len(key)
                 results.append(lsn)
             else:
+                checkpoint = checkpoint or type(unit) is Checkpoint
                 try:
                     lsn = unit.apply(txn, lsn)  # type: ignore[union-attr]
-                    results.append(lsn)
                 except ToonDBError as error:
                     results.append(error)
-        request.results = results
-        self.bytes_written += written
-        return lsn
+                else:
+                    results.append(lsn)
+                    written += getattr(unit, "size", 0)
+        return lsn, written, checkpoint
+
+    # Failures
+
+    def _not_committed(self, error: lmdb.Error, before_view: Any, written: int) -> ToonDBError:
+        environment = self._environment
+        failure = storage_error(error, "committing")
+        if self._refuses_all():
+            environment.last_view = before_view
+            failure = StorageError(f"the storage failed: {error} while writing the root page.")
+        elif type(failure) is StorageError and not environment.has_room(2 * written):
+            failure = disk_full(str(error), "committing")
+        if isinstance(failure, StorageError) and not isinstance(failure, StorageFullError):
+            self.failed = failure
+        return failure
+
+    def _refuses_all(self) -> bool:
+        try:
+            self._environment.lmdb.begin().abort()
+        except lmdb.PanicError:
+            return True
+        except lmdb.Error:
+            pass
+        return False
+
+    def _sync(self) -> ToonDBError | None:
+        """Make what was committed in a lazy mode durable; the failure to do so."""
+        try:
+            self._environment.lmdb.sync(True)
+        except lmdb.Error as error:
+            self.failed = self.lost = StorageError(
+                f"the storage failed: {error} while syncing; what was written since the last sync may not survive "
+                "power loss."
+            )
+            return self.failed
+        self._unsynced = False
+        return None
