@@ -31,7 +31,7 @@ from . import calls, forks
 from .aio_connection import AsyncConnection
 from .aio_pool import AsyncPool
 from .aio_store import AsyncStore
-from .backoff import delays
+from .backoff import Patience, delays
 from .connection import LostBeforeSending
 from .direct import DirectReader
 from .ipc import check_options, lost_step, lost_write
@@ -119,7 +119,7 @@ class AsyncIpcClient(AsyncStore):
         pool = self._pool
         loop = asyncio.get_running_loop()
         deadline = loop.time() + pool.timeout
-        waits = delays()
+        patience: Patience | None = None
         while True:
             connection = await pool.acquire(deadline)
             try:
@@ -129,8 +129,9 @@ class AsyncIpcClient(AsyncStore):
                 pool.drop_idle()
                 if isinstance(error, ConnectionLostError) and not (retry or self._retry_writes):
                     raise lost_write(error) from None
-                delay = next(waits)
-                if loop.time() + delay >= deadline:
+                patience = patience or Patience(deadline, pool.reconnect_timeout)
+                delay = patience.next_delay(loop.time())
+                if delay is None:
                     raise ConnectionLostError("the server kept closing the connection.") from None
                 await asyncio.sleep(delay)
             except ValidationError:
@@ -145,7 +146,7 @@ class AsyncIpcClient(AsyncStore):
         self._check()
         pool = self._pool
         deadline = pool.loop.time() + pool.timeout
-        waits = delays()
+        patience = Patience(deadline, pool.reconnect_timeout)
         connection: AsyncConnection | None = None
         try:
             step = next(operation)
@@ -160,8 +161,8 @@ class AsyncIpcClient(AsyncStore):
                 pool.discard(connection)
                 pool.drop_idle()
                 connection = None
-                delay = next(waits)
-                if step.loss is not calls.Loss.AGAIN or pool.loop.time() + delay >= deadline:
+                delay = patience.next_delay(pool.loop.time()) if step.loss is calls.Loss.AGAIN else None
+                if delay is None:
                     raise lost_step(error, step.loss) from None
                 await asyncio.sleep(delay)
                 continue

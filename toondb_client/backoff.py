@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-__all__ = ["delays"]
+__all__ = ["Patience", "delays"]
 
 
 def delays(first: float = 0.005, cap: float = 0.25) -> Iterator[float]:
@@ -14,3 +14,31 @@ def delays(first: float = 0.005, cap: float = 0.25) -> Iterator[float]:
     while True:
         yield random.uniform(0, bound)
         bound = min(cap, bound * 2)
+
+
+class Patience:
+    """How long one call puts up with lost connections.
+
+    The first loss is made up for at once: it is an idle connection whose server was restarted. After that
+    attempts are spaced out, until ``reconnect_timeout`` after the first loss or the deadline of the call.
+
+    Args:
+        deadline: When the call must be over.
+        reconnect_timeout: Seconds.
+    """
+
+    __slots__ = ("_delays", "_give_up", "_reconnect_timeout")
+
+    def __init__(self, deadline: float, reconnect_timeout: float) -> None:
+        self._give_up = deadline
+        self._reconnect_timeout = reconnect_timeout
+        self._delays: Iterator[float] | None = None
+
+    def next_delay(self, now: float) -> float | None:
+        """Seconds to wait before the next attempt; None when it is time to give up."""
+        if self._delays is None:
+            self._delays = delays()
+            self._give_up = min(self._give_up, now + self._reconnect_timeout)
+            return 0.0
+        delay = next(self._delays)
+        return delay if now + delay < self._give_up else None

@@ -29,7 +29,7 @@ from toondb_protocol.hello import ServerHello
 from toondb_protocol.keys import KeyLike
 
 from . import calls, forks
-from .backoff import delays
+from .backoff import Patience, delays
 from .connection import LostBeforeSending, SyncConnection
 from .direct import DirectReader
 from .pipeline import Pipeline
@@ -156,7 +156,7 @@ class IpcClient(SyncStore):
         """Like :meth:`_on_connection`, but the connection stays with the caller on success."""
         pool = self._pool
         deadline = time.monotonic() + pool.timeout
-        waits: Iterator[float] | None = None
+        patience: Patience | None = None
         while True:
             connection = pool.acquire(deadline)
             try:
@@ -167,9 +167,9 @@ class IpcClient(SyncStore):
                 pool.drop_idle()
                 if isinstance(error, ConnectionLostError) and not (retry or self._retry_writes):
                     raise lost_write(error) from None
-                waits = waits or delays()
-                delay = next(waits)
-                if time.monotonic() + delay >= deadline:
+                patience = patience or Patience(deadline, pool.reconnect_timeout)
+                delay = patience.next_delay(time.monotonic())
+                if delay is None:
                     raise ConnectionLostError("the server kept closing the connection.") from None
                 time.sleep(delay)
             except ValidationError:
@@ -183,7 +183,7 @@ class IpcClient(SyncStore):
         """Run an operation of several steps on one connection."""
         pool = self._pool
         deadline = time.monotonic() + pool.timeout
-        waits = delays()
+        patience = Patience(deadline, pool.reconnect_timeout)
         connection: SyncConnection | None = None
         try:
             step = next(operation)
@@ -198,8 +198,8 @@ class IpcClient(SyncStore):
                 pool.discard(connection)
                 pool.drop_idle()
                 connection = None
-                delay = next(waits)
-                if step.loss is not calls.Loss.AGAIN or time.monotonic() + delay >= deadline:
+                delay = patience.next_delay(time.monotonic()) if step.loss is calls.Loss.AGAIN else None
+                if delay is None:
                     raise lost_step(error, step.loss) from None
                 time.sleep(delay)
                 continue

@@ -78,7 +78,15 @@ def cli() -> None:
     show_envvar=True,
     help="A transaction may stay open so long in all.  [default: 10 x timeout]",
 )
-@click.option("--drain-ms", type=click.IntRange(0), default=10_000, envvar="TOONDB_DRAIN_MS", hidden=True)
+@click.option(
+    "--drain-ms",
+    type=click.IntRange(0),
+    default=10_000,
+    show_default=True,
+    envvar="TOONDB_DRAIN_MS",
+    show_envvar=True,
+    help="At a stop, clients that do not read their replies are cut off after it.",
+)
 @click.option(
     "--log-level",
     type=click.Choice(["trace", "debug", "info", "warn", "error"]),
@@ -115,6 +123,15 @@ def cli() -> None:
     envvar="TOONDB_MAX_FRAME",
     show_envvar=True,
     help="Largest request or reply payload.",
+)
+@click.option(
+    "--cache-size",
+    type=ByteSize(),
+    default="64MiB",
+    show_default=True,
+    envvar="TOONDB_CACHE_SIZE",
+    show_envvar=True,
+    help="Memory for ready replies to recent reads; 0 keeps none.",
 )
 @click.option(
     "--max-transaction-bytes",

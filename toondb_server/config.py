@@ -14,6 +14,7 @@ __all__ = ["DEFAULT_DATABASE", "SOCKET_NAME", "ServerConfig", "default_socket"]
 DEFAULT_DATABASE = "./toondb_data"
 SOCKET_NAME = "toondb.sock"
 _MIN_FRAME = 1024
+DEFAULT_CACHE_SIZE = 64 * 1024 * 1024
 
 
 def default_socket(database: str) -> str:
@@ -36,6 +37,7 @@ class ServerConfig:
         sync_mode: What an acknowledged write survives, see ``SyncMode``.
         map_size: Upper bound of the store in bytes.
         max_frame: Cap on a frame's payload in bytes, both ways.
+        cache_size: Bytes that ready replies to recent GETs may take; 0 = none are kept.
         max_transaction_bytes: Cap on the writes of one transaction in bytes.
         socket_mode: Permission bits of the socket.
         socket_group: Group of the socket.
@@ -56,6 +58,7 @@ class ServerConfig:
     sync_mode: SyncMode = SyncMode.FULL
     map_size: int = DEFAULT_MAP_SIZE
     max_frame: int = DEFAULT_MAX_FRAME
+    cache_size: int = DEFAULT_CACHE_SIZE
     max_transaction_bytes: int = 256 * 1024 * 1024
     socket_mode: int = 0o600
     socket_group: str | None = None

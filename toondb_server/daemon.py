@@ -90,7 +90,7 @@ def _raise_descriptor_limit(max_clients: int, log: Any) -> None:
 
 async def _serve(engine: Engine, config: ServerConfig, listener: Listener, notifier: Notifier, log: Any) -> int:
     loop = asyncio.get_running_loop()
-    server = Server(engine, config, loop, log)
+    server = Server(engine, config, loop, log, activated=listener.activated)
     stopping = asyncio.Event()
 
     def stop(name: str) -> None:
@@ -109,7 +109,7 @@ async def _serve(engine: Engine, config: ServerConfig, listener: Listener, notif
     if sys.version_info >= (3, 13):
         options["cleanup_socket"] = False
     acceptor = await loop.create_unix_server(lambda: Session(server), **options)
-    server.on_sweep = _watch(listener, log)
+    server.on_sweep = _watch(listener, engine, notifier, log)
     server.start()
     watchdog = _start_watchdog(loop, notifier)
     # What is alive now lives as long as the daemon; the collector need not look at it again.
@@ -138,19 +138,27 @@ async def _serve(engine: Engine, config: ServerConfig, listener: Listener, notif
     return 0
 
 
-def _watch(listener: Listener, log: Any) -> Callable[[], None]:
-    """Say once when the socket file is deleted or replaced: new clients cannot reach this daemon then."""
-    ours = True
+def _watch(listener: Listener, engine: Engine, notifier: Notifier, log: Any) -> Callable[[], None]:
+    """Say once what an operator must know and no client would tell: a lost socket file, a failed device."""
+    reachable = True
+    storing = True
 
     def check() -> None:
-        nonlocal ours
-        if ours and not listener.still_ours():
-            ours = False
+        nonlocal reachable, storing
+        if reachable and not listener.still_ours():
+            # New clients cannot reach this daemon any more.
+            reachable = False
             log.error(
                 "the socket file was deleted or replaced; connected clients are still served, "
                 "restart to accept new ones",
                 socket=str(listener.path),
             )
+        if storing and engine.writer.failed is not None:
+            storing = False
+            log.error(
+                "the storage failed; writes are refused until a restart, reads go on", reason=str(engine.writer.failed)
+            )
+            notifier.status("The storage failed: writes are refused until a restart")
 
     return check
 

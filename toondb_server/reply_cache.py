@@ -16,11 +16,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
+from toondb.engine.environment import Environment
+from toondb_protocol.frames import HEADER_SIZE
 from toondb_protocol.opcodes import EXTENDED, Opcode
 
-from toondb.engine.environment import Environment
-
-__all__ = ["ENTRY_OVERHEAD", "MAX_CACHED_BYTES", "ReplyCache"]
+__all__ = ["ENTRY_OVERHEAD", "MAX_CACHED_BYTES", "ReplyCache", "is_cacheable"]
 
 MAX_CACHED_BYTES = 2048
 """Longer replies are not kept: copying them costs more than finding them."""
@@ -30,8 +30,15 @@ ENTRY_OVERHEAD = 200
 
 _pack_classic = struct.Struct("<BI").pack
 _pack_extended = struct.Struct("<BIQ").pack
+_TXN = slice(HEADER_SIZE, HEADER_SIZE + 8)
+_NO_TXN = bytes(8)
 _GET = int(Opcode.GET)
 _GET_EXTENDED = int(Opcode.GET | EXTENDED)
+
+
+def is_cacheable(opcode: int, frame: bytes) -> bool:
+    """Whether a frame asks for the newest value of a key, outside any transaction."""
+    return opcode == _GET or (opcode == _GET_EXTENDED and frame[_TXN] == _NO_TXN)
 
 
 class ReplyCache:

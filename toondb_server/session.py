@@ -32,6 +32,7 @@ from toondb_protocol.layout import encode_map
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 
 from .handlers import HANDLERS, PURE, Answered, Cursor, Job, Kind, Refused, Write
+from .reply_cache import is_cacheable
 
 if TYPE_CHECKING:
     from toondb.engine.snapshot import Snapshot
@@ -200,6 +201,9 @@ class Session(asyncio.Protocol):
         server = self._server
         size = len(data)
         server.bytes_received += size
+        if server.active is not self:
+            server.active = self
+            server.streak = 0
         if self._closing:
             return
         if not (
@@ -211,15 +215,24 @@ class Session(asyncio.Protocol):
             or self._writing_paused
             or self._job is not None
         ):
+            hit = server.cache.find(data)
+            if hit is not None:
+                server.requests_total += 1
+                server.bytes_sent += len(hit)
+                self._transport.write(hit)
+                return
             opcode, length = unpack_header(data)
             if length == size - HEADER_SIZE and opcode in PURE and length <= self._max_frame:
                 # The usual case of a read: one frame, whole, and nothing under way. It is executed again
                 # below when it fails, which is safe because it changes nothing.
+                mark = self.engine.environment.mark
                 try:
                     reply = HANDLERS[opcode][0](self, data[HEADER_SIZE:])
                 except Exception:
                     reply = None
                 if type(reply) is bytes:
+                    if is_cacheable(opcode, data):
+                        server.cache.fill(data, reply, mark)
                     server.requests_total += 1
                     server.bytes_sent += len(reply)
                     self._transport.write(reply)
@@ -413,6 +426,11 @@ class Session(asyncio.Protocol):
         if writes:
             self._awaiting = True
             try:
+                results = self._server.commit_now(writes)
+                if results is not None:
+                    self._answer_writes(results, writes, styles)
+                    self._yield()
+                    return
                 self.engine.submit(writes, self._server.writes_done, (self, styles))
             except ToonDBError as error:
                 self._answer_writes([error] * len(writes), writes, styles)

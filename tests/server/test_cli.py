@@ -75,6 +75,8 @@ def hello_of(path: Path) -> ServerHello:
 SETTINGS = {
     "max-clients": "3",
     "timeout-ms": "20000",
+    "drain-ms": "3000",
+    "cache-size": "1m",
     "max-transaction-age-ms": "300",
     "log-level": "debug",
     "sync-mode": "normal",

@@ -41,8 +41,8 @@ CAP = 16 * 1024 * 1024
 
 @pytest.fixture(scope="module", params=LOOPS)
 def hasty(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """A daemon that waits for 200 ms."""
-    with daemon_on(request.param, "--timeout-ms", "200") as daemon:
+    """A daemon that waits for 400 ms."""
+    with daemon_on(request.param, "--timeout-ms", "400") as daemon:
         yield daemon
 
 

@@ -29,12 +29,11 @@ class _Way:
                 if not self._up:
                     proxy.open_gate.wait()
                 cut = proxy.cut_up if self._up else proxy.cut_down
-                rest = data if cut is None else data[: max(0, cut - self.passed)]
+                rest = data if cut is None else data[: max(0, cut - self.passed)]  # the next byte brings the cut
                 flip = proxy.corrupt_down
                 if not self._up and flip is not None and self.passed <= flip < self.passed + len(rest):
                     at = flip - self.passed
                     rest = rest[:at] + bytes([rest[at] ^ proxy.corrupt_mask]) + rest[at + 1 :]
-                self._target.sendall(rest)
                 self.passed += len(data)
                 with proxy.changed:
                     if self._up:
@@ -42,7 +41,9 @@ class _Way:
                     else:
                         proxy.bytes_down += len(rest)
                     proxy.changed.notify_all()
-                if len(rest) < len(data) or (cut is not None and self.passed >= cut):
+                # Counted first: who has received something finds it counted.
+                self._target.sendall(rest)
+                if len(rest) < len(data):
                     break
         for end in (self._source, self._target):
             with contextlib.suppress(OSError):

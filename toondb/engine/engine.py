@@ -116,7 +116,6 @@ class Engine:
         self._open: dict[int, Transaction | Snapshot] = {}
         self._open_lock = threading.Lock()
         self._prune_at = _PRUNE_AT
-        self._seen_lsn = -1
         self.transactions_aborted = 0
         self.conflicts = 0
 
@@ -150,11 +149,10 @@ class Engine:
         return snapshot
 
     def _register(self, key: int, item: Transaction | Snapshot, snapshot: Snapshot) -> None:
-        if snapshot.lsn != self._seen_lsn:
+        if snapshot.lsn > self._environment.announced_lsn:
             # A commit is visible a moment before the writer announces it. Whoever has seen it in this snapshot
             # must not find the older state through a cached view.
             self._environment.mark = object()
-            self._seen_lsn = snapshot.lsn
         with self._open_lock:
             if self._closed:
                 # Too late for close() to find it.
@@ -344,6 +342,11 @@ class Engine:
     def checkpoint(self) -> int:
         """Make everything committed so far durable, in any sync mode; returns the LSN."""
         return self._one(Checkpoint())
+
+    def commit_now(self, units: list[Unit]) -> list[int | ToonDBError] | None:
+        """Apply units on the calling thread, see :meth:`Writer.commit_now`; None when the writer is busy."""
+        self._check()
+        return self.writer.commit_now(units)
 
     def _one(self, unit: Unit) -> int:
         result = self.write([unit])[0]

@@ -172,6 +172,7 @@ class Environment:
         kv: Handle of the key-value sub-database.
         forked: This process is a child of the one that opened it and must not touch it.
         last_view: After LMDB refused to go on (it could not write its root page), the last commit; None before.
+        announced_lsn: The newest commit after which ``mark`` was replaced.
         mark: An object that is another one after each commit; a reader that caches a view compares it by identity
             to know when to renew. Any thread that sees a commit before it was announced here may replace it too.
     """
@@ -182,6 +183,7 @@ class Environment:
         self.forked = False
         self.last_view: Any = None
         self.mark: object = object()
+        self.announced_lsn = 0
         created = not (folder / DATA_FILE).exists()
         # Newer bindings know a second file format, which not every reader of this folder may know.
         line: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}

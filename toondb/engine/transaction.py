@@ -177,6 +177,11 @@ class Transaction:
         return self._size
 
     @property
+    def written_keys(self) -> list[bytes]:
+        """The keys that it has written, in order."""
+        return self.writes[Space.KV].keys()
+
+    @property
     def dirty(self) -> bool:
         """Whether it has written anything."""
         return any(map(len, self.writes))
