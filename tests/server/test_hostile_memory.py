@@ -206,7 +206,9 @@ def test_a_slow_reader_that_makes_progress_is_served_completely(patient: Daemon)
         while len(raw._buffer) < len(value):
             # The slowness is what is tested; it waits for nothing.
             time.sleep(0.1)
-            raw._buffer += raw.sock.recv(MIB // 4)
+            piece = raw.sock.recv(MIB // 4)
+            assert piece, patient.log
+            raw._buffer += piece
         assert raw.answer()[2] == [b"slow/1", value, b"slow/2", b"small"]
         assert time.monotonic() - started > 2.0, "too fast to show anything"
         raw.ping()
