@@ -60,7 +60,7 @@ class AsyncIpcClient(AsyncStore):
         self.server = hello
         forks.reset_in_child(self)
 
-    def reset_in_child(self) -> None:
+    def _reset_in_child(self) -> None:
         """In a forked child: nothing of it can be used, the environment of direct reads least of all."""
         self._direct = None
 
@@ -117,7 +117,7 @@ class AsyncIpcClient(AsyncStore):
         """Like :meth:`_on_connection`, but the connection stays with the caller on success."""
         self._check()
         pool = self._pool
-        loop = asyncio.get_running_loop()
+        loop = pool.loop
         deadline = loop.time() + pool.timeout
         patience: Patience | None = None
         while True:
@@ -333,7 +333,7 @@ class AsyncIpcClient(AsyncStore):
         if not self._pool.loop.is_closed():
             self._check()
         self._pool.close()
-        AsyncTransaction.hang_up(self._pool)
+        AsyncTransaction._hang_up(self._pool)
         if self._direct is not None:
             self._direct.close()
         # Aborted transports close their sockets in the loop's next turn.
@@ -399,7 +399,7 @@ class AsyncTransaction(AsyncStore):
         return found
 
     @classmethod
-    def hang_up(cls, pool: AsyncPool) -> None:
+    def _hang_up(cls, pool: AsyncPool) -> None:
         """Let the server abort the open transactions of a pool."""
         for reference in cls._open.valuerefs():
             transaction = reference()

@@ -47,6 +47,16 @@ async def _connected(path: str) -> socket.socket:
     raise AssertionError("unreachable")
 
 
+def _last_words(sock: socket.socket) -> ToonDBError | None:
+    """Why the server closed a connection, when it said so and the transport, failing to write, did not read it."""
+    core = ClientCore()
+    try:
+        core.receive(sock.recv(65536, socket.MSG_DONTWAIT))
+    except (OSError, ToonDBError):
+        return None
+    return core.goodbye
+
+
 class AsyncConnection(asyncio.Protocol):
     """A connection of an async client. Used by one task at a time.
 
@@ -62,6 +72,8 @@ class AsyncConnection(asyncio.Protocol):
         self._core = ClientCore()
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._wanted = 0
+        self._frames = 0
+        self._unsent = False
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._lost: ToonDBError | None = None
@@ -87,10 +99,12 @@ class AsyncConnection(asyncio.Protocol):
             )
         loop = asyncio.get_running_loop()
         connection: AsyncConnection | None = None
+        spare: socket.socket | None = None
         try:
             async with asyncio.timeout_at(deadline):
                 sock = await _connected(path)
                 try:
+                    spare = sock.dup()
                     _, connection = await loop.create_unix_connection(lambda: cls(loop, timeout), sock=sock)
                 except BaseException:
                     sock.close()
@@ -104,18 +118,24 @@ class AsyncConnection(asyncio.Protocol):
             if isinstance(error, ToonDBError):
                 raise
             raise OperationTimeoutError(f"connecting to {path} took too long.") from None
-        except ToonDBError:
+        except (LostBeforeSending, ToonDBError) as error:
             if connection is not None:
                 connection.close()
+            refusal = None if spare is None else _last_words(spare)
+            if refusal is not None:
+                raise refusal from None
+            if isinstance(error, LostBeforeSending):
+                raise ConnectionError(f"the peer at {path} closed the connection at once.") from None
             raise
-        except LostBeforeSending:
-            raise ConnectionError(f"the peer at {path} closed the connection at once.") from None
         except OSError as error:
             raise connect_error(path, error) from None
         except BaseException:
             if connection is not None:
                 connection.close()
             raise
+        finally:
+            if spare is not None:
+                spare.close()
         return connection
 
     # Transport callbacks
@@ -138,6 +158,8 @@ class AsyncConnection(asyncio.Protocol):
         self._fail(self._core.lost("the server closed the connection before it answered."))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # A frame that was not sent to its end was not executed.
+        self._unsent = isinstance(exc, BrokenPipeError) and self._frames == 1
         self._fail(self._core.lost(f"the connection broke: {exc}." if exc else "the connection was closed."))
 
     def pause_writing(self) -> None:
@@ -185,8 +207,14 @@ class AsyncConnection(asyncio.Protocol):
                 raise self._core.goodbye
             raise LostBeforeSending
         check_frames(frames, self._cap)
+        if len(frames) > 1:
+            # The loop may not have seen yet that the peer is gone. With one frame the failure to send tells.
+            await asyncio.sleep(0)
+            if self._lost is not None:
+                raise LostBeforeSending
         core = self._core
         core.sent(len(frames))
+        self._frames = len(frames)
         timer = self._loop.call_later(self._timeout, self._timed_out)
         try:
             if len(frames) == 1:
@@ -205,7 +233,7 @@ class AsyncConnection(asyncio.Protocol):
             self._waiter = None
         if len(core.replies) < len(frames):
             assert self._lost is not None
-            raise self._lost
+            raise LostBeforeSending if self._unsent else self._lost
         return [core.replies.popleft() for _ in frames]
 
     async def _send(self, frames: list[bytes]) -> None:
@@ -243,7 +271,7 @@ class AsyncConnection(asyncio.Protocol):
         if not self._loop.is_closed():  # its end closed the transports
             self._transport.abort()
 
-    def reset_in_child(self, null: int) -> None:
+    def _reset_in_child(self, null: int) -> None:
         """In a forked child: let go of the parent's socket, so that the server sees when the parent closes it.
 
         The descriptor stays taken, because the inherited transport may close that number at any time.

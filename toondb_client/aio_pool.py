@@ -49,12 +49,12 @@ class AsyncPool:
         self.loop = asyncio.get_running_loop()
         forks.reset_in_child(self)
 
-    def reset_in_child(self) -> None:
+    def _reset_in_child(self) -> None:
         """In a forked child: let go of the parent's sockets."""
         if self._all:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             for connection in self._all:
-                connection.reset_in_child(null)
+                connection._reset_in_child(null)
             os.close(null)
 
     async def first(self) -> AsyncConnection:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
-from toondb_protocol.paths import path_key, split_path
+from toondb_protocol.paths import path_key
 
 from . import calls
 from .query import AsyncQueryBuilder
@@ -72,7 +72,7 @@ class AsyncStore:
         if not recursive:
             await self.delete(path_key(path))
             return
-        key = as_key("/".join(split_path(path)))
+        key = as_key(path_key(path))
         await self._run(calls.delete_tree(self._txn, key))
 
     async def get_many(self, keys: Iterable[KeyLike]) -> dict[Any, bytes]:

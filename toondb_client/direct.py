@@ -39,6 +39,8 @@ from .rows import Row
 __all__ = ["DirectReader"]
 
 _FORMAT_VERSION = 1
+_monotonic = time.monotonic
+
 _RECHECK_SECONDS = 0.05
 _AGE_PER_TIMEOUT = 10
 _ROWS_PER_CHECK = 256
@@ -164,7 +166,7 @@ class _ForkGuard:
     under it.
     """
 
-    def reset_in_child(self) -> None:
+    def _reset_in_child(self) -> None:
         global _shared_lock, _shared, _forked_from_reader
         _shared_lock = threading.Lock()
         inherited = list(_shared.values())
@@ -228,13 +230,12 @@ class DirectReader:
         """The value of a key, or None."""
         if type(key) is not bytes or not 0 < len(key) <= 511:
             key = as_key(key)
-        if time.monotonic() >= self._check_at:
+        if _monotonic() >= self._check_at:
             self._recheck()
         begin, kv = self._view
         try:
-            txn = begin(kv)
-            raw: bytes | None = txn.get(key)
-            txn.abort()
+            # The snapshot ends with its only reference.
+            raw: bytes | None = begin(kv).get(key)
         except Exception as error:
             raise _failed(error) from None
         return None if raw is None else raw[HEADER_SIZE:]
@@ -347,7 +348,7 @@ class DirectReader:
             if self._shared is not None:
                 self._stop(_closed)
 
-    def reset_in_child(self) -> None:
+    def _reset_in_child(self) -> None:
         """In a forked child: the environment is the parent's."""
         self._lock = threading.Lock()
         if self._shared is not None:

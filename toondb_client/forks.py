@@ -10,7 +10,7 @@ __all__ = ["generation", "reset_in_child"]
 
 
 class _Resettable(Protocol):
-    def reset_in_child(self) -> None: ...
+    def _reset_in_child(self) -> None: ...
 
 
 _generation = 0
@@ -23,7 +23,7 @@ def generation() -> int:
 
 
 def reset_in_child(item: _Resettable) -> None:
-    """Have ``item.reset_in_child()`` called in every forked child, before any of its code runs."""
+    """Have ``item._reset_in_child()`` called in every forked child, before any of its code runs."""
     _resettable.add(item)
 
 
@@ -31,7 +31,7 @@ def _after_fork() -> None:
     global _generation
     _generation += 1
     for item in list(_resettable):
-        item.reset_in_child()
+        item._reset_in_child()
 
 
 os.register_at_fork(after_in_child=_after_fork)

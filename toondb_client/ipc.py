@@ -93,7 +93,7 @@ class IpcClient(SyncStore):
         self.server = hello
         forks.reset_in_child(self)
 
-    def reset_in_child(self) -> None:
+    def _reset_in_child(self) -> None:
         """In a forked child: read through the socket, because LMDB cannot open the parent's file again."""
         self._direct = None
 
@@ -239,8 +239,9 @@ class IpcClient(SyncStore):
 
     def get(self, key: KeyLike) -> bytes | None:
         """The value of a key; None when there is none (an empty value is ``b""``)."""
-        if self._direct is not None:
-            return self._direct.get(key)
+        direct = self._direct
+        if direct is not None:
+            return direct.get(key)
         return super().get(key)
 
     def exists(self, key: KeyLike) -> bool:
@@ -350,7 +351,7 @@ class IpcClient(SyncStore):
         Calls and scans of other threads that are under way come to their end.
         """
         self._pool.close()
-        Transaction.hang_up(self._pool)
+        Transaction._hang_up(self._pool)
         if self._direct is not None:
             self._direct.close()
 
@@ -431,7 +432,7 @@ class Transaction(SyncStore):
         return found
 
     @classmethod
-    def hang_up(cls, pool: SyncPool) -> None:
+    def _hang_up(cls, pool: SyncPool) -> None:
         """Let the server abort the open transactions of a pool. Safe while other threads use them."""
         for reference in cls._open.valuerefs():
             transaction = reference()

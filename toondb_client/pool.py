@@ -37,7 +37,7 @@ class SyncPool:
         self._changed = threading.Condition()
         forks.reset_in_child(self)
 
-    def reset_in_child(self) -> None:
+    def _reset_in_child(self) -> None:
         """In a forked child: close the inherited descriptors (the parent's stay open) and start afresh."""
         for connection in self._all:
             connection.close()

@@ -50,6 +50,7 @@ _MAX_BYTES_PER_TURN = 256 * 1024
 _MAX_CHUNKS = 256
 _MAX_ERROR_BYTES = 4096
 _SHORT = 200
+_UNKNOWN = Kind.UNKNOWN  # a global is found faster than a member of an enum, for every request
 
 _OK = pack_header(Reply.OK, 0)
 _TXN_ID_HEADER = pack_header(Reply.TXN_ID, 8)
@@ -328,17 +329,17 @@ class Session(asyncio.Protocol):
         while size - at >= HEADER_SIZE:
             opcode, length = unpack_header(data, at)
             handler, kind = HANDLERS[opcode]
-            if length > max_frame or kind is Kind.UNKNOWN:
+            if length > max_frame or kind is _UNKNOWN:
                 # Answered on the header; the payload is never kept.
                 if writes:
                     need = 0
                     break
                 requests += 1
                 errors += 1
-                refusal = self._refused(opcode, length, known=kind is not Kind.UNKNOWN)
+                refusal = self._refused(opcode, length, known=kind is not _UNKNOWN)
                 out.append(refusal)
                 out_bytes += len(refusal)
-                if kind is Kind.UNKNOWN and length > max_frame:
+                if kind is _UNKNOWN and length > max_frame:
                     # Nothing says where the next frame begins.
                     self._closing = True
                     at = size

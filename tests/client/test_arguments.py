@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -33,98 +33,106 @@ BAD_TABLES: list[Any] = [
     [("x" * 70_000, "text")], [("c", "text")] * 70_000, [("id", True)],
 ]  # fmt: skip
 
-Case = tuple[type[ToonDBError], Callable[[Any], Any]]
+
+class Case(NamedTuple):
+    """A call that must be refused: ``pipeline.get`` and ``query.limit`` are methods of what those give."""
+
+    expected: type[ToonDBError]
+    path: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def call(self, store: Any) -> Any:
+        first, _, second = self.path.partition(".")
+        if second:
+            store = store.pipeline() if first == "pipeline" else store.query("a")
+        return getattr(store, second or first)(*self.arguments, **self.options)
 
 
-def _cases() -> list[Case]:
-    cases: list[Case] = []
+def case(expected: type[ToonDBError], path: str, *arguments: Any, **options: Any) -> Case:
+    return Case(expected, path, arguments, options)
+
+
+def store_cases() -> Iterator[Case]:
     for key in BAD_KEYS:
         for name in ("get", "exists", "delete"):
-            cases.append((InvalidKeyError, lambda s, name=name, key=key: getattr(s, name)(key)))
-            cases.append((InvalidKeyError, lambda s, name=name, key=key: getattr(s.pipeline(), name)(key)))
-        cases.append((InvalidKeyError, lambda s, key=key: s.put(key, b"")))
-        cases.append((InvalidKeyError, lambda s, key=key: s.pipeline().put(key, b"")))
-        cases.append((InvalidKeyError, lambda s, key=key: s.get_many(["a", key])))
-        cases.append((InvalidKeyError, lambda s, key=key: s.delete_many(["a", key])))
-        cases.append((InvalidKeyError, lambda s, key=key: s.put_many([("a", b""), (key, b"")])))
+            yield case(InvalidKeyError, name, key)
+            yield case(InvalidKeyError, f"pipeline.{name}", key)
+        yield case(InvalidKeyError, "put", key, b"")
+        yield case(InvalidKeyError, "pipeline.put", key, b"")
+        yield case(InvalidKeyError, "get_many", ["a", key])
+        yield case(InvalidKeyError, "delete_many", ["a", key])
+        yield case(InvalidKeyError, "put_many", [("a", b""), (key, b"")])
     for name in ("get", "exists", "delete"):
-        cases.append((KeyTooLargeError, lambda s, name=name: getattr(s, name)(b"x" * 512)))
-    cases.append((KeyTooLargeError, lambda s: s.put("é" * 256, b"")))
-    cases.append((KeyTooLargeError, lambda s: s.put_path("a/" + "b" * 600, b"")))
-    cases.append((KeyTooLargeError, lambda s: s.delete_path("a/" + "b" * 600, recursive=True)))
+        yield case(KeyTooLargeError, name, b"x" * 512)
+    yield case(KeyTooLargeError, "put", "\u00e9" * 256, b"")
+    yield case(KeyTooLargeError, "put_path", "a/" + "b" * 600, b"")
+    yield case(KeyTooLargeError, "delete_path", "a/" + "b" * 600, recursive=True)
     for path in BAD_PATHS:
-        cases.append((InvalidPathError, lambda s, path=path: s.get_path(path)))
-        cases.append((InvalidPathError, lambda s, path=path: s.put_path(path, b"")))
-        cases.append((InvalidPathError, lambda s, path=path: s.delete_path(path)))
-        cases.append((InvalidPathError, lambda s, path=path: s.pipeline().put_path(path, b"")))
-        if path != ["\ud800"]:
-            cases.append((InvalidPathError, lambda s, path=path: s.delete_path(path, recursive=True)))
-    cases.append((ValidationError, lambda s: s.delete_path(["\ud800"], recursive=True)))
+        yield case(InvalidPathError, "get_path", path)
+        yield case(InvalidPathError, "put_path", path, b"")
+        yield case(InvalidPathError, "delete_path", path)
+        yield case(InvalidPathError, "pipeline.put_path", path, b"")
+        yield case(InvalidPathError, "delete_path", path, recursive=True)
     for value in BAD_VALUES:
-        cases.append((ValidationError, lambda s, value=value: s.put("a", value)))
-        cases.append((ValidationError, lambda s, value=value: s.put_path("a", value)))
-        cases.append((ValidationError, lambda s, value=value: s.put_many({"a": value})))
-        cases.append((ValidationError, lambda s, value=value: s.pipeline().put("a", value)))
+        yield case(ValidationError, "put", "a", value)
+        yield case(ValidationError, "put_path", "a", value)
+        yield case(ValidationError, "put_many", {"a": value})
+        yield case(ValidationError, "pipeline.put", "a", value)
     for items in (None, 5, "ab", b"ab", bytearray(b"ab"), memoryview(b"ab")):
-        cases.append((ValidationError, lambda s, items=items: s.get_many(items)))
-        cases.append((ValidationError, lambda s, items=items: s.put_many(items)))
-        cases.append((ValidationError, lambda s, items=items: s.delete_many(items)))
+        for name in ("get_many", "put_many", "delete_many"):
+            yield case(ValidationError, name, items)
     for item in (5, "ab", b"ab", ("a",), ("a", b"", 1), None):
-        cases.append((ValidationError, lambda s, item=item: s.put_many([item])))
+        yield case(ValidationError, "put_many", [item])
     for number in BAD_NUMBERS:
-        cases.append((ValidationError, lambda s, number=number: s.scan(limit=number)))
-        cases.append((ValidationError, lambda s, number=number: s.scan_prefix("", limit=number)))
-        cases.append((ValidationError, lambda s, number=number: s.scan_batched(limit=number)))
-        cases.append((ValidationError, lambda s, number=number: s.scan_batched(batch_size=number)))
-        cases.append((ValidationError, lambda s, number=number: s.query("a").limit(number)))
-        cases.append((ValidationError, lambda s, number=number: s.query("a").offset(number)))
-        cases.append((ValidationError, lambda s, number=number: s.query("a", limit=number)))
-        cases.append((ValidationError, lambda s, number=number: s.query("a", offset=number)))
-    cases.append((ValidationError, lambda s: s.scan_batched(batch_size=0)))
+        for name in ("scan", "scan_batched"):
+            yield case(ValidationError, name, limit=number)
+        yield case(ValidationError, "scan_prefix", "", limit=number)
+        yield case(ValidationError, "scan_batched", batch_size=number)
+        for name in ("limit", "offset"):
+            yield case(ValidationError, f"query.{name}", number)
+            yield case(ValidationError, "query", "a", **{name: number})
+    yield case(ValidationError, "scan_batched", batch_size=0)
+    bound: Any
     for bound in (5, [], 1.5, "\ud800"):
-        cases.append((InvalidKeyError, lambda s, bound=bound: s.scan(bound)))
-        cases.append((InvalidKeyError, lambda s, bound=bound: s.scan("a", bound)))
-        cases.append((InvalidKeyError, lambda s, bound=bound: s.scan_prefix(bound)))
-        cases.append((InvalidKeyError, lambda s, bound=bound: s.query(bound)))
+        yield case(InvalidKeyError, "scan", bound)
+        yield case(InvalidKeyError, "scan", "a", bound)
+        yield case(InvalidKeyError, "scan_prefix", bound)
+        yield case(InvalidKeyError, "query", bound)
     for columns in BAD_COLUMNS:
-        cases.append((ValidationError, lambda s, columns=columns: s.query("a").select(columns)))
-        cases.append((ValidationError, lambda s, columns=columns: s.query("a", columns=columns)))
+        yield case(ValidationError, "query.select", columns)
+        yield case(ValidationError, "query", "a", columns=columns)
     for table in BAD_TABLES:
-        cases.append((ValidationError, lambda s, table=table: s.create_table("t", table)))
-    for name in (5, None, b"t", "\ud800", "x" * 70_000):
-        cases.append((ValidationError, lambda s, name=name: s.create_table(name, {"id": "int64"})))
-    return cases
+        yield case(ValidationError, "create_table", "t", table)
+    for table in (5, None, b"t", "\ud800", "x" * 70_000):
+        yield case(ValidationError, "create_table", table, {"id": "int64"})
 
 
-def _client_cases() -> list[Case]:
-    cases: list[Case] = []
+def client_cases() -> Iterator[Case]:
     for isolation in ("bogus", "", None, 5):
-        cases.append((ValidationError, lambda s, i=isolation: s.begin_transaction(i)))
-        cases.append((ValidationError, lambda s, i=isolation: s.run_transaction(print, isolation=i)))
+        yield case(ValidationError, "begin_transaction", isolation)
+        yield case(ValidationError, "run_transaction", print, isolation=isolation)
     for number in [*BAD_NUMBERS, 0]:
-        cases.append((ValidationError, lambda s, n=number: s.run_transaction(print, attempts=n)))
+        yield case(ValidationError, "run_transaction", print, attempts=number)
     for wrong in (None, "1", 1.5, True, b"", object()):
-        cases.append((ValidationError, lambda s, w=wrong: s.commit(w)))
-        cases.append((ValidationError, lambda s, w=wrong: s.abort(w)))
-    return cases
-
-
+        yield case(ValidationError, "commit", wrong)
+        yield case(ValidationError, "abort", wrong)
 
 
 @pytest.mark.parametrize("connect", ["sync", "uvloop"], indirect=True)
 @pytest.mark.parametrize("mode", ["plain", "transaction", "direct"])
 def test_every_wrong_argument_is_refused_before_it_is_sent(connect: Connect, server: Daemon, mode: str) -> None:
     client = connect(server.socket, max_connections=1, timeout=5, direct_reads=mode == "direct")
-    cases = _cases() + ([] if mode == "transaction" else _client_cases())
+    cases = [*store_cases(), *(() if mode == "transaction" else client_cases())]
     store = client.begin_transaction() if mode == "transaction" else client
     with IpcClient.connect(server.socket) as observer:
         before = observer.stats()["requests_total"]
-        for number, (expected, call) in enumerate(cases):
-            with pytest.raises(expected) as caught:
-                result = call(store)
-                raise AssertionError(f"case {number} gave {result!r}")
-            assert isinstance(caught.value, ValueError)
+        for item in cases:
+            with pytest.raises(item.expected) as caught:
+                result = item.call(store)
+                raise AssertionError(f"{item} gave {result!r}")
             assert caught.value.message
+            assert isinstance(caught.value, ValueError)
             assert len(str(caught.value)) < 400_000
         assert observer.stats()["requests_total"] == before + 1
     store.put("still", b"works")
@@ -138,12 +146,13 @@ def test_a_value_over_the_frame_cap(connect: Connect, tmp_db: Path) -> None:
     with Daemon(tmp_db, "--max-frame", "100000") as daemon:
         client = connect(daemon.socket, max_connections=1, timeout=5)
         large = b"x" * 100_001
-        for call in (
+        calls: list[Callable[[], Any]] = [
             lambda: client.put("a", large),
             lambda: client.put_path("a", large),
             lambda: client.put_many({"a": b"1", "b": large, "c": b"2"}),
             lambda: client.pipeline().put("a", large).execute(),
-        ):
+        ]
+        for call in calls:
             with pytest.raises(ValueTooLargeError) as caught:
                 call()
             assert caught.value.details["limit"] == 100_000

@@ -14,6 +14,8 @@ from toondb_protocol.errors import InvalidPathError, TableExistsError
 
 from .conftest import Connect
 
+pytestmark = pytest.mark.parametrize("connect", ["sync", "uvloop", "asyncio"], indirect=True)
+
 MODES = ("plain", "transaction", "direct")
 
 
@@ -266,7 +268,7 @@ class TestClientOnly:
 
     def test_run_transaction(self, store: Any) -> None:
         store.put("n", b"1")
-        calls = []
+        calls: list[int] = []
 
         def add(transaction: Any) -> int:
             n = int(transaction.get("n"))

@@ -144,8 +144,8 @@ def test_closing_while_threads_work(server: Daemon) -> None:
             try:
                 while True:
                     client.put("a", b"1")
-            except BaseException as error:
-                results.append(error)
+            except BaseException as failure:
+                results.append(failure)
 
         threads = [threading.Thread(target=work) for _ in range(8)]
         for thread in threads:
@@ -172,8 +172,8 @@ def test_async_waiters_are_served_in_order(server: Daemon) -> None:
             order.append(number)
 
         tasks = [asyncio.ensure_future(wait(number)) for number in range(5)]
-        while len(client._pool._waiters) < 5:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(client._pool._waiters) == 5
         tasks[1].cancel()
         transaction._end("lost")  # frees a slot rather than a connection
         tasks.append(asyncio.ensure_future(wait(5)))

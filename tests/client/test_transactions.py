@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,6 @@ def test_abandoned(connect: Connect, server: Daemon, recwarn: pytest.WarningsRec
     transaction.put("a", b"1")
     with pytest.warns(ResourceWarning, match="neither committed nor aborted"):
         del transaction
-        gc.collect()
     with Raw(server.socket) as observer:
         client.get("a")
         until(lambda: observer.stats()["active_transactions"] == 0, "the abandoned transaction is gone")

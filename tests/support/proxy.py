@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -126,6 +127,24 @@ class Proxy:
         for item in list(self._sockets):
             with contextlib.suppress(OSError):
                 item.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def losing_the_reply(self) -> Iterator[None]:
+        """Hold replies, and cut all connections as soon as the call in this block has sent some bytes."""
+        self.hold()
+        before = self.bytes_up
+
+        def cut() -> None:
+            self.wait_up(before + 5)
+            self.cut()
+            self.let_go()
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
     def heal(self) -> None:
         """No more faults for connections that come."""
