@@ -32,6 +32,7 @@ _Plan: TypeAlias = tuple[bytes, bytes | None, list[str], bool]
 """Start and end of the range, the columns of a table, and whether rows are JSON objects."""
 
 _STEP_ROWS = 256
+_STEP_CELLS = 16_384
 _STEP_BYTES = 256 * 1024
 
 
@@ -124,7 +125,7 @@ class PrefixQuery:
             yield None
         yield encode_header(RESULT_NAME, count, columns).encode()
         first = True
-        for step in self._read(view, start, end, objects=objects):
+        for step in self._read(view, start, end, objects=objects, width=len(columns)):
             lines = [self._line(key, row, columns) for key, row in step]
             if lines:
                 yield (("" if first else ";") + ";".join(lines)).encode()
@@ -136,7 +137,8 @@ class PrefixQuery:
     def rows(self, view: View) -> Generator[list[bytes], None, None]:
         """Steps of ``[key, TOON text of that row, key, ...]``; an empty step only yields."""
         start, end, fields, objects = yield from self._plan_rows(view)
-        for step in self._read(view, start, end, objects=objects):
+        width = len(self._columns or fields)
+        for step in self._read(view, start, end, objects=objects, width=width):
             flat: list[bytes] = []
             for key, row in step:
                 columns = self._columns or fields or list(row)
@@ -186,16 +188,17 @@ class PrefixQuery:
             yield []
 
     def _read(
-        self, view: View, start: bytes, end: bytes | None, *, objects: bool
+        self, view: View, start: bytes, end: bytes | None, *, objects: bool, width: int = 1
     ) -> Iterator[list[tuple[bytes, dict[str, Any]]]]:
-        """The rows within offset and limit, in steps."""
+        """The rows within offset and limit, in steps of a bounded number of cells, ``width`` in each row."""
+        step_rows = max(1, min(_STEP_ROWS, _STEP_CELLS // max(1, width)))
         skip = self._offset
         left = self._limit or -1
         scan = _open_scan(view, start, end)
         try:
             while left and not scan.exhausted:
                 step: list[tuple[bytes, dict[str, Any]]] = []
-                pairs = iter(scan.batch(_STEP_ROWS, _STEP_BYTES))
+                pairs = iter(scan.batch(step_rows, _STEP_BYTES))
                 for key, value in zip(pairs, pairs, strict=True):
                     row = _json_object(value) if objects else {"key": _shown(key), "value": _shown(value)}
                     if row is None:

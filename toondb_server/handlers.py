@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import msgpack
 
-from toondb.engine.catalog import CreateTable, check_schema, table_exists, table_key
+from toondb.engine.catalog import MAX_COLUMNS, CreateTable, check_schema, table_exists, table_key
 from toondb.engine.environment import Space
 from toondb.engine.options import Isolation
 from toondb.engine.snapshot import Snapshot, SnapshotScan
@@ -565,6 +565,7 @@ def _scan_job(session: Session, start: Callable[[], Cursor], window: int) -> Job
             limit = cursor.batch if cursor.remaining < 0 else min(cursor.batch, cursor.remaining)
             flat = scan.batch(limit, batch_bytes)
             if not flat:
+                yield None
                 continue
             count = len(flat) // 2
             rows += count
@@ -727,6 +728,11 @@ def _query_job(session: Session, query: PrefixQuery, form: str, transaction: Tra
 
 
 def _create_table(session: Session, payload: bytes, transaction_id: int, style: Write) -> Result:
+    # Before the columns are decoded: 65,535 of them would keep the loop busy.
+    after_name = 2 + int.from_bytes(payload[:2], "little")
+    count = int.from_bytes(payload[after_name : after_name + 2], "little")
+    if count > MAX_COLUMNS:
+        raise ValidationError(f"the table has {count} columns, 1 to {MAX_COLUMNS} are allowed.")
     fields = decode_fields(MESSAGES[Opcode.CREATE_TABLE].classic, payload)
     schema = check_schema(fields["name"], [(c["name"], c["type"], c["nullable"]) for c in fields["columns"]])
     if not transaction_id:

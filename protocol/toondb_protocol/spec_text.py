@@ -202,7 +202,8 @@ they appear.
 
 `--timeout-ms` ({timeout} by default; the hello says) closes a connection when
 
-- a frame has begun to arrive and is not complete within it,
+- a frame has begun to arrive and is not complete within it (the client is told by an unsolicited classic ERROR,
+  `OPERATION_TIMEOUT`, before the end, when nothing else waits to be read),
 - a reply is not read within it,
 
 and aborts a transaction that is not touched, and drops a cursor that is not used, within it. A quiet connection
@@ -222,6 +223,11 @@ When the server stops, it finishes the requests it received, aborts open transac
 | segments, columns (`u16 count`) | 65535 | cannot be written |
 | pairs and value lengths in the classic SCAN reply (`u32`) | 4294967295 | ERROR that names the extended form |
 | nesting of msgpack bodies | {depth} levels | `MALFORMED_REQUEST` |
+| msgpack body of a request | 4 MiB | `FRAME_TOO_LARGE` |
+| arrays and maps in a msgpack body | 1024 | `MALFORMED_REQUEST` |
+| `keys` of one SCAN | 65536 | `MALFORMED_REQUEST` |
+| columns of CREATE_TABLE | 2000 | `VALIDATION` |
+| open transactions, and open cursors, of one connection | 256 each | `TRANSACTION` |
 | transaction ids, cursors, LSNs | `u64` | |
 
 A path segment is not empty and contains no `/`; `INVALID_PATH` says so. The path `users`, `alice`, `email` is the key

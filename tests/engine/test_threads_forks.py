@@ -7,10 +7,12 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from tests.support.daemon import SECONDS, child_environ
 from toondb.engine.engine import Engine
 from toondb.engine.options import EngineOptions, Isolation, SyncMode
-from toondb_protocol.errors import TransactionConflictError
+from toondb_protocol.errors import DatabaseError, TransactionConflictError
 
 
 def run(code: str, *args: object) -> str:
@@ -194,3 +196,18 @@ print("fine")
 def test_a_child_may_not_use_it_and_does_not_harm_it(tmp_path: Path) -> None:
     for how in ("exit", "_exit"):
         assert run(FORK, tmp_path / how, how) == "fine\n"
+
+
+def test_too_many_open_snapshots_leave_room_for_point_reads(tmp_path: Path) -> None:
+    with Engine(tmp_path / "db", EngineOptions(max_readers=1024 + 5)) as engine:
+        engine.put(b"k", b"v")
+        transactions = [engine.begin() for _ in range(5)]
+        with pytest.raises(DatabaseError, match="5 transactions and snapshots are open"):
+            engine.begin()
+        with pytest.raises(DatabaseError, match="open at once"):
+            engine.snapshot()
+        assert engine.get(b"k") == b"v"
+        engine.abort(transactions.pop())
+        engine.abort(engine.begin())
+        for transaction in transactions:
+            engine.abort(transaction)

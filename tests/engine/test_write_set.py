@@ -111,3 +111,28 @@ def test_a_closed_merged_scan_gives_nothing_more() -> None:
     scan.close()
     assert scan.exhausted
     assert base.closed
+
+
+def test_very_many_deletes_do_not_hold_a_batch_up() -> None:
+    writes = WriteSet()
+    for number in range(20_000):
+        writes.put(b"%06d" % number, None)
+    writes.put(b"last", b"v")
+
+    class Empty:
+        exhausted = True
+        last_key = None
+
+        def batch(self, max_rows: int, max_bytes: int) -> list[bytes]:
+            return []
+
+        def close(self) -> None:
+            pass
+
+    scan = MergedScan(Empty(), writes.range(b"", None))
+    first = scan.batch(100, 1000)
+    assert (first, scan.exhausted) == ([], False)
+    rows: list[bytes] = []
+    while not scan.exhausted:
+        rows += scan.batch(100, 1000)
+    assert rows == [b"last", b"v"]

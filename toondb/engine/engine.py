@@ -14,6 +14,7 @@ import lmdb
 
 from toondb_protocol.errors import (
     DatabaseClosedError,
+    DatabaseError,
     ToonDBError,
     TransactionConflictError,
 )
@@ -31,6 +32,7 @@ from .writer import Checkpoint, Unit, Writer, WriteRequest
 __all__ = ["Engine", "LatestReader"]
 
 _PRUNE_AT = 64
+_RESERVED_READERS = 1024
 
 
 class LatestReader:
@@ -116,6 +118,8 @@ class Engine:
         self._open: dict[int, Transaction | Snapshot] = {}
         self._open_lock = threading.Lock()
         self._prune_at = _PRUNE_AT
+        # The rest is for point reads, maintenance and direct readers: whoever opens too many stops himself only.
+        self._most_open = max(1, self.options.max_readers - _RESERVED_READERS)
         self.transactions_aborted = 0
         self.conflicts = 0
 
@@ -162,6 +166,15 @@ class Engine:
             if len(self._open) > self._prune_at:
                 self._open = {key: value for key, value in self._open.items() if not _over(value)}
                 self._prune_at = max(_PRUNE_AT, 2 * len(self._open))
+            if len(self._open) >= self._most_open:
+                self._open = {key: value for key, value in self._open.items() if not _over(value)}
+                if len(self._open) >= self._most_open:
+                    snapshot.close()
+                    raise DatabaseError(
+                        f"{self._most_open} transactions and snapshots are open at once.",
+                        remediation="End some of them; they also end by themselves when idle for too long.",
+                        details={"limit": self._most_open},
+                    )
             self._open[key] = item
 
     def scan(

@@ -8,6 +8,8 @@ from typing import Protocol
 
 __all__ = ["ABSENT", "MergedScan", "Scan", "WriteSet"]
 
+_MOST_DELETES_PER_BATCH = 4096
+
 ABSENT = object()
 """What :meth:`WriteSet.get` answers for a key that was not written (None means deleted)."""
 
@@ -117,7 +119,9 @@ class MergedScan:
         size = 0
         limit = 2 * max_rows
         changes, reverse = self._changes, self._reverse
-        while len(out) < limit and size < max_bytes:
+        # Deletes bring no row, however many there are; a batch of none is better than a long silence.
+        patience = max(max_rows, _MOST_DELETES_PER_BATCH)
+        while len(out) < limit and size < max_bytes and patience:
             if not self._buffer and not self._base.exhausted:
                 fresh = self._base.batch(max_rows, max_bytes)
                 # Reversed so that pop() takes the next key, then its value.
@@ -141,6 +145,7 @@ class MergedScan:
                 if stored == change[0]:
                     del self._buffer[-2:]
                 if change[1] is None:
+                    patience -= 1
                     continue
                 key, value = change[0], change[1]
             out.append(key)
