@@ -73,6 +73,8 @@ class ServerConfig:
             raise ConfigurationError(f"--timeout-ms is {self.timeout_ms}, it must be at least 1.")
         if not _MIN_FRAME <= self.max_frame <= MAX_MAX_FRAME:
             raise ConfigurationError(f"--max-frame is {self.max_frame}, it must be {_MIN_FRAME} to {MAX_MAX_FRAME}.")
+        if self.cache_size < 0:
+            raise ConfigurationError(f"--cache-size is {self.cache_size}, it must be 0 or more.")
         if not 0 <= self.socket_mode <= 0o777:
             raise ConfigurationError(f"--socket-mode is {self.socket_mode:o}, it must be 000 to 777 in octal.")
         if self.loop not in ("auto", "uvloop", "asyncio"):

@@ -652,6 +652,7 @@ def _query_classic(session: Session, payload: bytes) -> Result:
 
 
 def _classic_query_job(session: Session, query: PrefixQuery) -> Job:
+    session.server.queries_executed += 1
     cap = session.server.config.max_frame
     snapshot = session.engine.snapshot()
     parts: list[bytes] = []
@@ -694,6 +695,7 @@ def _query_extended(session: Session, payload: bytes) -> Result:
 
 
 def _query_job(session: Session, query: PrefixQuery, form: str, transaction: Transaction | None) -> Job:
+    session.server.queries_executed += 1
     snapshot = None if transaction is not None else session.engine.snapshot()
     session.view = snapshot or transaction.snapshot  # type: ignore[union-attr]
     view: Any = transaction if transaction is not None else snapshot

@@ -1,8 +1,9 @@
 """The reply cache: whole replies to whole GET frames, so that a hot read is one dictionary look-up.
 
-It never answers with anything older than the newest announced commit. The event loop fills and reads it; the
-writer (on its own thread or, for a lone client, on the loop) invalidates it. The order of steps makes that
-safe without a lock:
+It never answers with anything older than the newest announced commit, nor than what the daemon has answered
+before: a reader that sees a commit early replaces the mark, which puts the cache out of use until the commit is
+announced. The event loop fills and reads it; the writer (on its own thread or, for a lone client, on the loop)
+invalidates it. The order of steps makes that safe without a lock:
 
 * The writer commits, replaces ``environment.mark``, drops the written keys, then sets ``as_of`` to the mark,
   and only then are the writes acknowledged.
@@ -50,14 +51,18 @@ class ReplyCache:
     Args:
         environment: The open environment; its ``mark`` changes with every commit.
         max_bytes: Bytes that entries may take in all; 0 keeps nothing.
+
+    Attributes:
+        misses: Cacheable requests that were answered from the store.
     """
 
-    __slots__ = ("_bytes", "_environment", "_half", "_old", "_young", "as_of")
+    __slots__ = ("_bytes", "_environment", "_half", "_old", "_young", "as_of", "misses")
 
     def __init__(self, environment: Environment, max_bytes: int) -> None:
         self._environment = environment
         self._half = max_bytes // 2
         self._bytes = 0
+        self.misses = 0
         self._old: dict[bytes, bytes] = {}
         self._young: dict[bytes, bytes] = {}
         self.as_of: object = environment.mark
@@ -71,15 +76,19 @@ class ReplyCache:
         if reply is None:
             reply = self._old.get(frame)
             if reply is not None:
+                self.misses -= 1  # to move it is a fill, but no miss
                 self.fill(frame, reply, mark)
         return reply
 
     def fill(self, frame: bytes, reply: bytes, mark: object) -> None:
         """Keep a reply that was read after ``environment.mark`` was ``mark``."""
+        self.misses += 1
         size = len(frame) + len(reply)
         if size > MAX_CACHED_BYTES or self._half < size + ENTRY_OVERHEAD:
             return
-        self._bytes += size + ENTRY_OVERHEAD
+        if frame not in self._young:
+            # What a commit drops stays counted until its generation ends; that only ends it earlier.
+            self._bytes += size + ENTRY_OVERHEAD
         if self._bytes > self._half:
             self._old = self._young
             self._young = {}
@@ -92,7 +101,12 @@ class ReplyCache:
         """Drop what was written; called after the mark changed and before anybody is told of the commit."""
         young, old = self._young, self._old
         if young or old:
-            for key in keys:
+            entries = len(young) + len(old)
+            for count, key in enumerate(keys):
+                if count > entries:
+                    # To forget everything is less work. A fill that still holds the old one is lost with it.
+                    self._young, self._old = {}, {}
+                    break
                 for frame in (
                     _pack_extended(_GET_EXTENDED, 8 + len(key), 0) + key,
                     _pack_classic(_GET, len(key)) + key,

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from toondb.engine.engine import Engine
+from toondb.engine.options import Isolation
+from toondb.engine.transaction import Transaction
 from toondb.engine.writer import Unit, WriteRequest
 from toondb_protocol.errors import PeerNotAllowedError, TooManyClientsError, ToonDBError
 from toondb_protocol.hello import FEATURES, ServerHello
@@ -30,7 +32,11 @@ _MIN_SWEEP_SECONDS = 0.02
 _MAX_SWEEP_SECONDS = 1.0
 _LONE_WRITER_STREAK = 4
 _LONE_WRITER_UNITS = 64
-_LONE_WRITER_BYTES = 256 * 1024
+_LONE_WRITER_BYTES = 64 * 1024
+_LONE_WRITER_KEYS = 256
+_LONE_WRITER_SESSIONS = 256
+_LONE_WRITER_SECONDS = 0.005
+_LONE_WRITER_PAUSE = 1.0
 
 
 class Server:
@@ -73,6 +79,9 @@ class Server:
         # Who sent something last, and how many times in a row it wrote.
         self.active: Session | None = None
         self.streak = 0
+        self._no_lone_writer_before = 0.0
+        self.cache_hits = 0
+        self.queries_executed = 0
         self.bytes_received = 0
         self.bytes_sent = 0
         self.requests_total = 0
@@ -135,20 +144,29 @@ class Server:
 
     # Writes
 
-    def commit_now(self, units: list[Unit]) -> list[int | ToonDBError] | None:
-        """Commit on the event loop when one client alone keeps writing, so that nobody else waits; else None.
+    def commit_now(self, session: Session, units: list[Unit]) -> list[int | ToonDBError] | None:
+        """Commit on the event loop when one client alone keeps writing and nobody else waits; else None.
 
-        A client that begins to talk while the device syncs waits for that one sync at the most: what it sends
-        ends the streak.
+        A client that begins to talk meanwhile waits for that one sync at the most: what it sends ends the
+        streak. A slow device ends this for a while.
         """
+        if self.active is not session:
+            self.active = session
+            self.streak = 0
         self.streak += 1
-        if self.streak < _LONE_WRITER_STREAK or len(units) > _LONE_WRITER_UNITS:
+        if self.streak < _LONE_WRITER_STREAK or len(units) > _LONE_WRITER_UNITS or not all(map(_is_small, units)):
             return None
-        if sum(getattr(unit, "size", 0) for unit in units if type(unit) is not tuple) > _LONE_WRITER_BYTES:
+        started = self.loop.time()
+        if started < self._no_lone_writer_before or len(self.sessions) > _LONE_WRITER_SESSIONS:
+            return None
+        if any(other.waiting for other in self.sessions if other is not session):
             return None
         results = self.engine.commit_now(units)
         if results is not None:
             self.reader.release()
+            now = self.loop.time()
+            if now - started > _LONE_WRITER_SECONDS or any(isinstance(result, ToonDBError) for result in results):
+                self._no_lone_writer_before = now + _LONE_WRITER_PAUSE
         return results
 
     def writes_done(self, request: WriteRequest) -> None:
@@ -226,14 +244,19 @@ class Server:
     def stats(self) -> dict[str, Any]:
         """Counters of the server and of the storage engine."""
         engine = self.engine.stats()
+        # What the reply cache answers is counted once, there.
+        requests = self.requests_total + self.cache_hits
         return {
             "connections_active": len(self.sessions),
             "connections_total": self.connections_total,
             "connections_rejected": self.connections_rejected,
             "connections_dropped": self.connections_dropped,
-            "requests_success": self.requests_total - self.requests_error,
+            "requests_success": requests - self.requests_error,
             "requests_error": self.requests_error,
-            "requests_total": self.requests_total,
+            "requests_total": requests,
+            "queries_executed": self.queries_executed,
+            "cache_hits": self.cache_hits,
+            "cache_misses": self.cache.misses,
             "bytes_received": self.bytes_received,
             "bytes_sent": self.bytes_sent,
             "uptime_secs": int(time.monotonic() - self._started),
@@ -248,3 +271,15 @@ class Server:
 
 def _text(exc: Exception | None) -> str | None:
     return None if exc is None else f"{type(exc).__name__}: {exc}"
+
+
+def _is_small(unit: Unit) -> bool:
+    """Whether a write is certain to keep the event loop busy only for as long as the device needs."""
+    if isinstance(unit, tuple):
+        return unit[1] is None or len(unit[1]) <= _LONE_WRITER_BYTES
+    return (
+        isinstance(unit, Transaction)
+        and unit.isolation is Isolation.SNAPSHOT
+        and unit.size <= _LONE_WRITER_BYTES
+        and unit.written_count <= _LONE_WRITER_KEYS
+    )

@@ -218,8 +218,10 @@ class Session(asyncio.Protocol):
         ):
             hit = server.cache.find(data)
             if hit is not None:
-                server.requests_total += 1
-                server.bytes_sent += len(hit)
+                server.cache_hits += 1
+                sent = len(hit)
+                self._sent += sent
+                server.bytes_sent += sent
                 self._transport.write(hit)
                 return
             opcode, length = unpack_header(data)
@@ -235,6 +237,7 @@ class Session(asyncio.Protocol):
                     if is_cacheable(opcode, data):
                         server.cache.fill(data, reply, mark)
                     server.requests_total += 1
+                    self._sent += len(reply)
                     server.bytes_sent += len(reply)
                     self._transport.write(reply)
                     return
@@ -427,7 +430,7 @@ class Session(asyncio.Protocol):
         if writes:
             self._awaiting = True
             try:
-                results = self._server.commit_now(writes)
+                results = self._server.commit_now(self, writes)
                 if results is not None:
                     self._answer_writes(results, writes, styles)
                     self._yield()
@@ -553,6 +556,11 @@ class Session(asyncio.Protocol):
             return error_frame(failure, extended=extended, max_frame=self._max_frame), True, True
 
     # Limits and end, called by the server
+
+    @property
+    def waiting(self) -> bool:
+        """Whether its client waits for something that the event loop has to do."""
+        return self._busy or self._held > 0
 
     def overdue(self, now: float, timeout: float) -> str | None:
         """What this connection failed to do within ``timeout`` seconds, or None. Called regularly."""

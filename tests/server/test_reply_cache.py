@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,3 +164,84 @@ def test_the_daemon_reads_what_anybody_wrote(tmp_path: Path, size: str, loop: st
                 assert two.get(key) == one.get(key) == expected
             kept = two.stats()["cache_entries"]
             assert (kept == 0) == (size == "0")
+
+
+def test_a_reopened_store_is_cached_before_its_first_write(tmp_path: Path) -> None:
+    with Engine(tmp_path / "db") as engine:
+        engine.put(b"k", b"v")
+    with Engine(tmp_path / "db") as engine:
+        cache = ReplyCache(engine.environment, 1 << 20)
+        engine.writer.on_commit = cache.committed
+        engine.scan().close()
+        engine.abort(engine.begin())
+        cache.fill(get_frame(b"k", txn=0), b"v", engine.environment.mark)
+        engine.scan().close()
+        assert cache.find(get_frame(b"k", txn=0)) == b"v"
+
+
+def test_who_saw_a_commit_early_finds_nothing_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LMDB shows a commit before the writer can announce it; a view taken then must put the cache out of use."""
+    with Engine(tmp_path / "db") as engine:
+        for key in (b"a", b"b"):
+            engine.put(key, b"1")
+        environment = engine.environment
+        cache = ReplyCache(environment, 1 << 20)
+        engine.writer.on_commit = cache.committed
+        cache.fill(get_frame(b"b", txn=0), b"1", environment.mark)
+        reader = engine.reader()
+        visible, go = threading.Event(), threading.Event()
+        announce = environment.announce
+
+        def wait(lsn: int) -> None:
+            visible.set()
+            assert go.wait(30)
+            announce(lsn)
+
+        monkeypatch.setattr(environment, "announce", wait)
+        transaction = engine.begin()
+        for key in (b"a", b"b"):
+            transaction.put(key, b"2")
+        thread = threading.Thread(target=engine.commit, args=[transaction])
+        thread.start()
+        try:
+            assert visible.wait(30)
+            assert cache.find(get_frame(b"b", txn=0)) == b"1"  # nobody has seen the commit yet
+            raw = reader.get(b"a")
+            assert raw is not None
+            assert raw.endswith(b"2")
+            assert cache.find(get_frame(b"b", txn=0)) is None
+        finally:
+            go.set()
+            thread.join()
+            reader.release()
+
+
+def test_a_large_commit_forgets_everything_at_once(engine: Engine) -> None:
+    cache = ReplyCache(engine.environment, 1 << 20)
+    engine.writer.on_commit = cache.committed
+    for number in range(10):
+        cache.fill(get_frame(b"%d" % number, txn=0), b"old", engine.environment.mark)
+    transaction = engine.begin()
+    for number in range(100):
+        transaction.put(b"%d" % number, b"new")
+    engine.commit(transaction)
+    assert cache.entries == 0
+    cache.fill(get_frame(b"1", txn=0), b"new", engine.environment.mark)
+    assert cache.find(get_frame(b"1", txn=0)) == b"new"
+
+
+def test_who_asks_and_never_reads_is_dropped(tmp_path: Path, loop: str) -> None:
+    """Replies of the short path must not look like progress of a client that reads nothing."""
+    with Daemon(tmp_path / "db", "--timeout-ms", "300", loop=loop) as daemon:
+        with IpcClient.connect(daemon.socket) as client:
+            client.put(b"k", bytes(1000))
+            frame = get_frame(b"k", txn=0)
+            with socket.socket(socket.AF_UNIX) as mute:
+                mute.connect(str(daemon.socket))
+                mute.settimeout(30)
+                mute.sendall(frame * 600)  # more than the kernel takes
+                with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                    while True:
+                        mute.sendall(frame)
+                        client.ping()
+            assert client.stats()["connections_dropped"] == 1

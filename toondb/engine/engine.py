@@ -67,6 +67,7 @@ class LatestReader:
         self._txn = self._environment.begin_view()
         self._get = self._txn.get
         self._as_of = as_of
+        self._environment.seen(read_lsn(self._environment, self._txn))
 
     def release(self) -> None:
         """Let the view go; the next get takes a fresh one."""
@@ -107,6 +108,9 @@ class Engine:
             self._lock.release()
             raise
         try:
+            view = self._environment.begin_view()
+            self._environment.announce(read_lsn(self._environment, view))
+            self._environment.end_view(view)
             self.writer = Writer(self._environment)
         except BaseException:
             self._environment.close()
@@ -153,10 +157,7 @@ class Engine:
         return snapshot
 
     def _register(self, key: int, item: Transaction | Snapshot, snapshot: Snapshot) -> None:
-        if snapshot.lsn > self._environment.announced_lsn:
-            # A commit is visible a moment before the writer announces it. Whoever has seen it in this snapshot
-            # must not find the older state through a cached view.
-            self._environment.mark = object()
+        self._environment.seen(snapshot.lsn)
         with self._open_lock:
             if self._closed:
                 # Too late for close() to find it.

@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import tempfile
+import threading
 import time
 import uuid
 import weakref
@@ -184,6 +185,7 @@ class Environment:
         self.last_view: Any = None
         self.mark: object = object()
         self.announced_lsn = 0
+        self._mark_lock = threading.Lock()
         created = not (folder / DATA_FILE).exists()
         # Newer bindings know a second file format, which not every reader of this folder may know.
         line: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
@@ -308,6 +310,23 @@ class Environment:
                 remediation="Open it with the version that wrote it.",
             )
         self.format = form
+
+    def announce(self, lsn: int) -> None:
+        """Note on the committing thread that the commit ``lsn`` is visible, before anybody is told."""
+        with self._mark_lock:
+            self.mark = object()
+            self.announced_lsn = lsn
+
+    def seen(self, lsn: int) -> None:
+        """Note that a reader sees the commit ``lsn``.
+
+        A commit is visible a moment before it is announced. Whoever has seen it must not find anything older
+        through a cached view or reply, so these are put out of use until the announcement.
+        """
+        if lsn > self.announced_lsn:
+            with self._mark_lock:
+                if lsn > self.announced_lsn:
+                    self.mark = object()
 
     def close(self) -> None:
         """Close the environment. Every transaction on it must be closed before."""

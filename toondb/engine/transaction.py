@@ -182,6 +182,11 @@ class Transaction:
         return self.writes[Space.KV].keys()
 
     @property
+    def written_count(self) -> int:
+        """How many keys it has written, in all spaces."""
+        return sum(map(len, self.writes))
+
+    @property
     def dirty(self) -> bool:
         """Whether it has written anything."""
         return any(map(len, self.writes))

@@ -1,7 +1,8 @@
-"""Group commit: one thread owns all LMDB writes.
+"""Group commit: one thread writes, for everybody who waits.
 
 It takes everything that is waiting, applies it in one LMDB transaction, commits (one sync of the device
 for all of it) and then answers. While the device syncs, the next batch gathers; there is no delay to tune.
+A caller that has nobody else to serve may commit by itself, in its turn (:meth:`Writer.commit_now`).
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ class Writer:
         # Held by whoever commits: the writer thread, or a caller of commit_now.
         self._turn = threading.Lock()
         self._closing = False
+        self._ended: ToonDBError | None = None
         self._taken: list[WriteRequest] = []
         # A predecessor in another sync mode may have left commits that the device does not have.
         self._unsynced = True
@@ -144,6 +146,8 @@ class Writer:
         # The lock puts every accepted request before the end mark of close(): none is left unanswered.
         with self._lock:
             if self._closing:
+                if self._ended is not None:
+                    raise self._ended
                 raise DatabaseClosedError("the database is closing and takes no more writes.")
             self._queue.put(request)
 
@@ -181,8 +185,9 @@ class Writer:
     def _run(self) -> None:
         try:
             self._serve()
-            if self._unsynced and self.failed is None:
-                self._sync()
+            with self._turn:
+                if self._unsynced and self.failed is None:
+                    self._sync()
         except BaseException as error:
             # A defect: whoever waits must hear of it, and nobody may wait from now on.
             self._give_up(InternalError(f"the writer ended: {type(error).__name__}: {error}"))
@@ -203,8 +208,10 @@ class Writer:
             # By the clock and not only when idle: a store that is never idle needs both just as much.
             now = time.monotonic()
             if self._unsynced and now >= flush_at:
-                if self.failed is None:
-                    self._sync()
+                # In turn: a commit during the sync would be marked as synced with it.
+                with self._turn:
+                    if self._unsynced and self.failed is None:
+                        self._sync()
                 flush_at = now + _FLUSH_SECONDS
             if now >= tidy_at:
                 # Reader slots of killed processes would keep old pages for ever.
@@ -228,6 +235,7 @@ class Writer:
         with self._lock:
             self._closing = True
         self.failed = self.failed or error
+        self._ended = error
         with contextlib.suppress(Empty):
             while True:
                 request = self._queue.get_nowait()
@@ -308,8 +316,7 @@ class Writer:
             self.transactions += lsn - before
             self.bytes_written += written
             self._unsynced = environment.sync_mode is not SyncMode.FULL
-            environment.mark = object()
-            environment.announced_lsn = lsn
+            environment.announce(lsn)
             if self.on_commit is not None:
                 self.on_commit(_written_keys(units))
         if checkpoint and self._unsynced:
