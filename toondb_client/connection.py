@@ -137,31 +137,43 @@ class SyncConnection:
         """
         if len(frame) > _SMALL_FRAME:
             return self.exchange([frame])[0]
-        core, sock = self._core, self.sock
-        core.sent(1)
-        try:
-            sent = sock.send(frame)
-        except OSError as error:
-            raise self._send_failed(error) from None
-        if sent < len(frame):
-            return self._pump([frame[sent:]], 1, time.monotonic() + self._timeout, counted=True)[0]
-        try:
-            data = sock.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            raise self._timed_out() from None
-        except OSError as error:
-            raise core.lost(f"the connection broke: {error.strerror}.") from None
-        if not data:
-            raise core.lost("the server closed the connection before it answered.")
-        core.receive(data)
-        if core.replies:
-            return core.replies.popleft()
-        return self._pump([], 1, time.monotonic() + self._timeout, counted=True)[0]
+        rest = self._talk(frame, 1)
+        replies = self._core.replies
+        if replies and not rest:
+            return replies.popleft()
+        return self._pump([rest], 1, time.monotonic() + self._timeout, counted=True)[0]
 
     def exchange(self, frames: list[bytes]) -> list[ReplyFrame]:
         """Send requests and receive all their replies, in order; sends and receives at the same time."""
         check_frames(frames, self._cap)
-        return self._pump(frames, len(frames), time.monotonic() + self._timeout)
+        deadline = time.monotonic() + self._timeout
+        data = b"".join(frames)
+        if len(data) > _SMALL_FRAME:
+            return self._pump([data], len(frames), deadline)
+        # So little fits into the socket's buffer: neither side can wait for the other, and polling is spared.
+        rest = self._talk(data, len(frames))
+        return self._pump([rest], len(frames), deadline, counted=True)
+
+    def _talk(self, data: bytes, requests: int) -> bytes:
+        """Send, and receive once. Answers what the socket did not take; then nothing was received."""
+        core, sock = self._core, self.sock
+        core.sent(requests)
+        try:
+            sent = sock.send(data)
+        except OSError as error:
+            raise self._send_failed(error) from None
+        if sent < len(data):
+            return data[sent:]
+        try:
+            received = sock.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            raise self._timed_out() from None
+        except OSError as error:
+            raise core.lost(f"the connection broke: {error.strerror}.") from None
+        if not received:
+            raise core.lost("the server closed the connection before it answered.")
+        core.receive(received)
+        return b""
 
     def _pump(self, frames: list[bytes], replies: int, deadline: float, *, counted: bool = False) -> list[ReplyFrame]:
         core, sock = self._core, self.sock

@@ -53,15 +53,17 @@ class ReplyCache:
         max_bytes: Bytes that entries may take in all; 0 keeps nothing.
 
     Attributes:
+        hits: Requests that were answered from here.
         misses: Cacheable requests that were answered from the store.
     """
 
-    __slots__ = ("_bytes", "_environment", "_half", "_old", "_young", "as_of", "misses")
+    __slots__ = ("_bytes", "_environment", "_half", "_old", "_young", "as_of", "hits", "misses")
 
     def __init__(self, environment: Environment, max_bytes: int) -> None:
         self._environment = environment
         self._half = max_bytes // 2
         self._bytes = 0
+        self.hits = 0
         self.misses = 0
         self._old: dict[bytes, bytes] = {}
         self._young: dict[bytes, bytes] = {}
@@ -75,9 +77,11 @@ class ReplyCache:
         reply = self._young.get(frame)
         if reply is None:
             reply = self._old.get(frame)
-            if reply is not None:
-                self.misses -= 1  # to move it is a fill, but no miss
-                self.fill(frame, reply, mark)
+            if reply is None:
+                return None
+            self.misses -= 1  # to move it is a fill, but no miss
+            self.fill(frame, reply, mark)
+        self.hits += 1
         return reply
 
     def fill(self, frame: bytes, reply: bytes, mark: object) -> None:

@@ -34,9 +34,8 @@ _LONE_WRITER_STREAK = 4
 _LONE_WRITER_UNITS = 64
 _LONE_WRITER_BYTES = 64 * 1024
 _LONE_WRITER_KEYS = 256
-_LONE_WRITER_SESSIONS = 256
 _LONE_WRITER_SECONDS = 0.005
-_LONE_WRITER_PAUSE = 1.0
+_LONE_WRITER_PAUSE = 0.1
 
 
 class Server:
@@ -75,12 +74,15 @@ class Server:
         self._sweeper: asyncio.TimerHandle | None = None
         self.on_sweep: Callable[[], None] = lambda: None
         self.cache = ReplyCache(engine.environment, config.cache_size)
+        self.find_reply = self.cache.find
         engine.writer.on_commit = self.cache.committed
         # Who sent something last, and how many times in a row it wrote.
         self.active: Session | None = None
         self.streak = 0
+        # Sessions that wait for their next turn, and those that run a job.
+        self.turns_due = 0
+        self.jobs = 0
         self._no_lone_writer_before = 0.0
-        self.cache_hits = 0
         self.queries_executed = 0
         self.bytes_received = 0
         self.bytes_sent = 0
@@ -156,15 +158,16 @@ class Server:
         self.streak += 1
         if self.streak < _LONE_WRITER_STREAK or len(units) > _LONE_WRITER_UNITS or not all(map(_is_small, units)):
             return None
-        started = self.loop.time()
-        if started < self._no_lone_writer_before or len(self.sessions) > _LONE_WRITER_SESSIONS:
+        # Another client's scan or held input; its writes would keep the writer busy.
+        if self.turns_due or self.jobs:
             return None
-        if any(other.waiting for other in self.sessions if other is not session):
+        started = time.monotonic()
+        if started < self._no_lone_writer_before:
             return None
         results = self.engine.commit_now(units)
         if results is not None:
             self.reader.release()
-            now = self.loop.time()
+            now = time.monotonic()
             if now - started > _LONE_WRITER_SECONDS or any(isinstance(result, ToonDBError) for result in results):
                 self._no_lone_writer_before = now + _LONE_WRITER_PAUSE
         return results
@@ -245,7 +248,7 @@ class Server:
         """Counters of the server and of the storage engine."""
         engine = self.engine.stats()
         # What the reply cache answers is counted once, there.
-        requests = self.requests_total + self.cache_hits
+        requests = self.requests_total + self.cache.hits
         return {
             "connections_active": len(self.sessions),
             "connections_total": self.connections_total,
@@ -255,7 +258,7 @@ class Server:
             "requests_error": self.requests_error,
             "requests_total": requests,
             "queries_executed": self.queries_executed,
-            "cache_hits": self.cache_hits,
+            "cache_hits": self.cache.hits,
             "cache_misses": self.cache.misses,
             "bytes_received": self.bytes_received,
             "bytes_sent": self.bytes_sent,

@@ -12,6 +12,7 @@ import asyncio
 import select
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import lmdb
@@ -68,6 +69,10 @@ def error_frame(error: ToonDBError, *, extended: bool, max_frame: int) -> bytes:
     return pack_header(Reply.ERROR, len(payload)) + payload
 
 
+def _not_connected(data: bytes) -> None:
+    raise AssertionError("the session is not connected")
+
+
 class Session(asyncio.Protocol):
     """The server's side of one connection."""
 
@@ -91,6 +96,7 @@ class Session(asyncio.Protocol):
         "_skip",
         "_stuck_since",
         "_transport",
+        "_write",
         "_writing_paused",
         "_yielded",
         "cursors",
@@ -109,6 +115,7 @@ class Session(asyncio.Protocol):
         self._loop = server.loop
         self._max_frame = server.config.max_frame
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._write: Callable[[bytes], None] = _not_connected
         self.peer: str = ""
         self.transactions: dict[int, Transaction] = {}
         self.cursors: dict[int, Cursor] = {}
@@ -143,6 +150,7 @@ class Session(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._write = self._transport.write
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
         refusal = self._server.admit(self, self._transport)
         if refusal is not None:
@@ -152,7 +160,7 @@ class Session(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
-        job, self._job = self._job, None
+        job = self._end_job()
         if job is not None:
             job.close()
         for cursor in self.cursors.values():
@@ -216,13 +224,12 @@ class Session(asyncio.Protocol):
             or self._writing_paused
             or self._job is not None
         ):
-            hit = server.cache.find(data)
+            hit = server.find_reply(data)
             if hit is not None:
-                server.cache_hits += 1
                 sent = len(hit)
                 self._sent += sent
                 server.bytes_sent += sent
-                self._transport.write(hit)
+                self._write(hit)
                 return
             opcode, length = unpack_header(data)
             if length == size - HEADER_SIZE and opcode in PURE and length <= self._max_frame:
@@ -410,6 +417,7 @@ class Session(asyncio.Protocol):
                     self._job = reply
                 errors += failed
                 if self._job is not None:
+                    self._server.jobs += 1
                     self._job_extended = bool(opcode & EXTENDED)
                     break
             if out_bytes > _MAX_REPLY_BYTES_PER_TURN:
@@ -449,10 +457,12 @@ class Session(asyncio.Protocol):
     def _yield(self) -> None:
         """Go on after other connections had their turn."""
         self._yielded = True
+        self._server.turns_due += 1
         self._loop.call_soon(self._continue)
 
     def _continue(self) -> None:
         self._yielded = False
+        self._server.turns_due -= 1
         if not self._transport.is_closing() and not self._busy:
             self._resume()
 
@@ -535,9 +545,15 @@ class Session(asyncio.Protocol):
             if frame is None or sent >= _MAX_REPLY_BYTES_PER_TURN:
                 self._loop.call_soon(self._step)
                 return
-        self._job = None
+        self._end_job()
         if not self._writing_paused:
             self._resume()
+
+    def _end_job(self) -> Job | None:
+        job, self._job = self._job, None
+        if job is not None:
+            self._server.jobs -= 1
+        return job
 
     def _must_wait(self) -> bool:
         # Sending may pause writing from inside the transport.
@@ -556,11 +572,6 @@ class Session(asyncio.Protocol):
             return error_frame(failure, extended=extended, max_frame=self._max_frame), True, True
 
     # Limits and end, called by the server
-
-    @property
-    def waiting(self) -> bool:
-        """Whether its client waits for something that the event loop has to do."""
-        return self._busy or self._held > 0
 
     def overdue(self, now: float, timeout: float) -> str | None:
         """What this connection failed to do within ``timeout`` seconds, or None. Called regularly."""
