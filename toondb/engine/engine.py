@@ -32,7 +32,7 @@ from .writer import Checkpoint, Unit, Writer, WriteRequest
 __all__ = ["Engine", "LatestReader"]
 
 _PRUNE_AT = 64
-_RESERVED_READERS = 1024
+_RESERVED_SHARE = 8
 
 
 class LatestReader:
@@ -123,7 +123,7 @@ class Engine:
         self._open_lock = threading.Lock()
         self._prune_at = _PRUNE_AT
         # The rest is for point reads, maintenance and direct readers: whoever opens too many stops himself only.
-        self._most_open = max(1, self.options.max_readers - _RESERVED_READERS)
+        self._most_open = self.options.max_readers - self.options.max_readers // _RESERVED_SHARE
         self.transactions_aborted = 0
         self.conflicts = 0
 

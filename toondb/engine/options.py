@@ -52,7 +52,7 @@ class EngineOptions:
         transaction_idle_seconds: An open transaction or cursor not touched for so long is aborted; 0 = never.
         transaction_age_seconds: An open transaction or cursor older than this is aborted; 0 = never. A long
             reader keeps LMDB from reusing freed pages, so the file grows while it is open.
-        max_readers: Snapshots that can be open at once, over all processes; 1024 of them are kept for point reads
+        max_readers: Snapshots that can be open at once, over all processes; an eighth of them is kept for point reads
             and other processes.
 
     Raises:
