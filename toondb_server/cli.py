@@ -12,7 +12,7 @@ from toondb.engine.options import DEFAULT_MAP_SIZE, SyncMode
 from toondb_protocol.errors import ConfigurationError, ToonDBError
 
 from . import __version__
-from .cli_options import database_option, socket_option
+from .cli_options import database_option, setting, socket_option
 from .cli_types import ByteSize, OctalMode, UserId
 from .config import ServerConfig
 
@@ -52,137 +52,107 @@ def cli() -> None:
 @cli.command()
 @database_option
 @socket_option
-@click.option(
+@setting(
     "--max-clients",
     type=click.IntRange(1),
     default=100,
     show_default=True,
-    envvar="TOONDB_MAX_CLIENTS",
-    show_envvar=True,
     help="Connections at the most.",
 )
-@click.option(
+@setting(
     "--timeout-ms",
     type=click.IntRange(1),
     default=30_000,
     show_default=True,
-    envvar="TOONDB_TIMEOUT_MS",
-    show_envvar=True,
     help="A frame must complete, a reply drain, and an open transaction be touched within it.",
 )
-@click.option(
+@setting(
     "--max-transaction-age-ms",
     type=click.IntRange(0),
     default=0,
-    envvar="TOONDB_MAX_TRANSACTION_AGE_MS",
-    show_envvar=True,
     help="A transaction may stay open so long in all.  [default: 10 x timeout]",
 )
-@click.option(
+@setting(
     "--drain-ms",
     type=click.IntRange(0),
     default=10_000,
     show_default=True,
-    envvar="TOONDB_DRAIN_MS",
-    show_envvar=True,
     help="At a stop, clients that do not read their replies are cut off after it.",
 )
-@click.option(
+@setting(
     "--log-level",
     type=click.Choice(["trace", "debug", "info", "warn", "error"]),
     default="info",
     show_default=True,
-    envvar="TOONDB_LOG_LEVEL",
-    show_envvar=True,
     help="Least severe messages to log, on standard error.",
 )
-@click.option(
+@setting(
     "--sync-mode",
     type=click.Choice([mode.value for mode in SyncMode]),
     default=SyncMode.FULL.value,
     show_default=True,
-    envvar="TOONDB_SYNC_MODE",
-    show_envvar=True,
     help="full: an acknowledged write survives power loss. normal: power loss may undo the last ones. "
     "off: power loss may damage the store.",
 )
-@click.option(
+@setting(
     "--map-size",
     type=ByteSize(),
     default=str(DEFAULT_MAP_SIZE),
     show_default="1TiB",
-    envvar="TOONDB_MAP_SIZE",
-    show_envvar=True,
     help="Upper bound of the store, for example 64GiB. The file grows with the data only.",
 )
-@click.option(
+@setting(
     "--max-frame",
     type=ByteSize(),
     default="16MiB",
     show_default=True,
-    envvar="TOONDB_MAX_FRAME",
-    show_envvar=True,
     help="Largest request or reply payload.",
 )
-@click.option(
+@setting(
     "--cache-size",
     type=ByteSize(),
     default="64MiB",
     show_default=True,
-    envvar="TOONDB_CACHE_SIZE",
-    show_envvar=True,
     help="Memory for ready replies to recent reads; 0 keeps none.",
 )
-@click.option(
+@setting(
     "--max-transaction-bytes",
     type=ByteSize(),
     default="256MiB",
     show_default=True,
-    envvar="TOONDB_MAX_TRANSACTION_BYTES",
-    show_envvar=True,
     help="Largest write set of one transaction.",
 )
-@click.option(
+@setting(
     "--socket-mode",
     type=OctalMode(),
     default="600",
     show_default=True,
-    envvar="TOONDB_SOCKET_MODE",
-    show_envvar=True,
     help="Permission bits of the socket, in octal.",
 )
-@click.option(
+@setting(
     "--socket-group",
     default=None,
-    envvar="TOONDB_SOCKET_GROUP",
-    show_envvar=True,
     metavar="GROUP",
     help="Group of the socket.",
 )
-@click.option(
+@setting(
     "--allow-uid",
     "allow_uids",
     type=UserId(),
     multiple=True,
-    envvar="TOONDB_ALLOW_UID",
-    show_envvar=True,
     metavar="UID",
     help="User id or name that may connect; may be repeated.  [default: whoever the socket's mode lets in]",
 )
-@click.option(
+@setting(
     "--foreign-keys",
     is_flag=True,
-    envvar="TOONDB_FOREIGN_KEYS",
-    show_envvar=True,
     help="Enforce FOREIGN KEY constraints in SQL.",
 )
-@click.option(
+@setting(
     "--loop",
     type=click.Choice(["auto", "uvloop", "asyncio"]),
     default="auto",
     show_default=True,
-    envvar="TOONDB_LOOP",
-    show_envvar=True,
     help="Event loop.",
 )
 def serve(log_level: str, sync_mode: str, allow_uids: Sequence[int], **options: Any) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "ends_on_sigterm",
     "json_option",
     "print_json",
+    "setting",
     "socket_option",
     "timeout_option",
 ]
@@ -34,16 +35,26 @@ EXIT_NOT_ANSWERING = 4
 _REDRAW_SECONDS = 0.1
 
 
+def setting(*names: str, **attributes: Any) -> Callable[[Any], Any]:
+    """An option that can also be set in the environment: ``--max-clients`` by ``TOONDB_MAX_CLIENTS``.
+
+    Args:
+        names: As for ``click.option``; the long one names the variable.
+        attributes: As for ``click.option``.
+    """
+    long = next(name for name in names if name.startswith("--"))
+    variable = "TOONDB_" + long.removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **attributes)
+
+
 def database_option(function: Any) -> Any:
     """The ``--db`` option that every command takes."""
-    return click.option(
+    return setting(
         "-d",
         "--db",
         "database",
         default=DEFAULT_DATABASE,
         show_default=True,
-        envvar="TOONDB_DB",
-        show_envvar=True,
         metavar="PATH",
         help="Database folder.",
     )(function)
@@ -51,13 +62,11 @@ def database_option(function: Any) -> Any:
 
 def socket_option(function: Any) -> Any:
     """The ``--socket`` option of the commands that talk to a daemon."""
-    return click.option(
+    return setting(
         "-s",
         "--socket",
         "socket",
         default=None,
-        envvar="TOONDB_SOCKET",
-        show_envvar=True,
         metavar="PATH",
         help="Unix socket path.  [default: <db>/toondb.sock]",
     )(function)
