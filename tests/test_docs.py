@@ -18,8 +18,8 @@ from tests.support.documents import ROOT, Block, DocumentRunner, code_blocks, ma
 from toondb_client import IpcClient, Row, Transaction
 from toondb_client.aio import AsyncIpcClient, AsyncTransaction
 from toondb_client.pipeline import AsyncPipeline, Pipeline
-from toondb_client.query import AsyncQueryBuilder, QueryBuilder
 from toondb_protocol import errors
+from toondb_protocol.query_builder import AsyncQueryBuilder, QueryBuilder
 from toondb_server import cli_admin
 from toondb_server.cli import cli
 

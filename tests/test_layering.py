@@ -23,7 +23,7 @@ import toondb_server
 from toondb_client.aio import AsyncIpcClient, AsyncTransaction
 from toondb_client.ipc import IpcClient, Transaction
 from toondb_client.pipeline import AsyncPipeline, Pipeline
-from toondb_client.query import AsyncQueryBuilder, QueryBuilder
+from toondb_protocol.query_builder import AsyncQueryBuilder, QueryBuilder
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES: dict[str, Path] = {
@@ -43,6 +43,8 @@ ARROWS: dict[str, set[str]] = {
 LAZY: dict[str, set[str]] = {
     "toondb_client/direct.py": {"lmdb"},
     "toondb/__init__.py": {"toondb_client"},
+    "toondb/connecting.py": {"toondb_client"},
+    "toondb/toon_spec.py": {"toon_format"},
 }
 SOURCES = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
 SCRIPTS = sorted(path for name in ("examples", "benchmarks", "tests") for path in (ROOT / name).rglob("*.py"))

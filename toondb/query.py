@@ -8,18 +8,19 @@ produced in steps so that a caller on an event loop can interleave other work; a
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from toondb.engine.catalog import TableSchema, decode_schema, table_key
+from toondb.engine.catalog import TableSchema, decode_schema, schema_from_record, table_key
 from toondb.engine.environment import Space
 from toondb.engine.snapshot import Snapshot, SnapshotScan
 from toondb.engine.transaction import Transaction
 from toondb.engine.write_set import Scan
+from toondb.filters import compile_filter
 from toondb.toon import MISSING, encode_header, encode_row
 from toondb_protocol.errors import ValidationError
 from toondb_protocol.keys import prefix_end
-from toondb_protocol.record import decode_value
+from toondb_protocol.record import now_ms
 
 __all__ = ["RESULT_NAME", "PrefixQuery", "View", "find_table"]
 
@@ -45,18 +46,16 @@ def find_table(view: View, name: bytes) -> TableSchema | None:
     key = table_key(text)
     if not text or len(key) > 511:
         return None
-    if isinstance(view, Transaction):
-        value = view.get(key, Space.CATALOG)
-    else:
-        raw = view.record(Space.CATALOG, key)
-        value = None if raw is None else decode_value(raw)
+    if not isinstance(view, Transaction):
+        return schema_from_record(text, view.record(Space.CATALOG, key))
+    value = view.get(key, Space.CATALOG)
     return None if value is None else decode_schema(text, value)
 
 
-def _open_scan(view: View, start: bytes, end: bytes | None) -> Scan:
+def _open_scan(view: View, start: bytes, end: bytes | None, now: int) -> Scan:
     if isinstance(view, Transaction):
-        return view.scan(start, end)
-    return SnapshotScan(view, Space.KV, start, end)
+        return view.scan(start, end, now=now)
+    return SnapshotScan(view, Space.KV, start, end, now=now)
 
 
 def _json_object(value: bytes) -> dict[str, Any] | None:
@@ -86,18 +85,33 @@ class PrefixQuery:
         columns: Fields to show; none = the table's columns, or the union of the fields in first-seen order.
         limit: Rows at the most; 0 = no limit.
         offset: Rows to skip first.
+        where: A filter that rows must meet, see ``toondb.filters``.
+
+    Raises:
+        ValidationError: A column is asked for twice, or the filter is none.
 
     Attributes:
         row_count: Rows given out, once a result was read to its end.
     """
 
-    def __init__(self, prefix: bytes, *, columns: Sequence[str] = (), limit: int = 0, offset: int = 0) -> None:
+    def __init__(
+        self,
+        prefix: bytes,
+        *,
+        columns: Sequence[str] = (),
+        limit: int = 0,
+        offset: int = 0,
+        where: Mapping[str, Any] | None = None,
+    ) -> None:
         self._prefix = prefix
+        self._matches = compile_filter(where) if where else None
         self._columns = list(columns)
         if len(set(self._columns)) != len(self._columns):
             raise ValidationError(f"a column is asked for twice in {self._columns!r}.")
         self._limit = limit
         self._offset = offset
+        # A result is read twice: what expires in between must not be counted and then be missing.
+        self._now = now_ms()
         self.row_count = 0
 
     def toon(self, view: View) -> Generator[bytes | None, None, None]:
@@ -165,7 +179,7 @@ class PrefixQuery:
             return start, prefix_end(start), [column.name for column in table.columns], True
         start, end = self._prefix, prefix_end(self._prefix)
         any_row = False
-        scan = _open_scan(view, start, end)
+        scan = _open_scan(view, start, end, self._now)
         try:
             while not scan.exhausted:
                 values = scan.batch(_STEP_ROWS, _STEP_BYTES)[1::2]
@@ -194,14 +208,14 @@ class PrefixQuery:
         step_rows = max(1, min(_STEP_ROWS, _STEP_CELLS // max(1, width)))
         skip = self._offset
         left = self._limit or -1
-        scan = _open_scan(view, start, end)
+        scan = _open_scan(view, start, end, self._now)
         try:
             while left and not scan.exhausted:
                 step: list[tuple[bytes, dict[str, Any]]] = []
                 pairs = iter(scan.batch(step_rows, _STEP_BYTES))
                 for key, value in zip(pairs, pairs, strict=True):
                     row = _json_object(value) if objects else {"key": _shown(key), "value": _shown(value)}
-                    if row is None:
+                    if row is None or (self._matches is not None and not self._matches(row)):
                         continue
                     if skip:
                         skip -= 1

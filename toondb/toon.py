@@ -1,4 +1,4 @@
-"""The classic TOON notation: one line of text for a table of records.
+"""TOON, text for a table of records: the classic notation in one line, and by ``dialect`` the published format.
 
 ::
 
@@ -22,7 +22,8 @@ they leave open (quoting, types, absent fields) is settled here and described in
     name    = bare | string
     string  = '"' characters '"'          with the escapes of JSON, and \\u{X} for one code point
 
-Every text this module writes is a single line, and can be encoded as UTF-8.
+Every classic text is a single line, and can be encoded as UTF-8. ``dialect="spec"`` writes and reads the published
+TOON format instead, see ``toondb/toon_spec.py``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,19 @@ from typing import Any, Final, NoReturn
 
 from toondb_protocol.errors import ValidationError
 
-__all__ = ["MAX_NESTING", "MISSING", "ToonSyntaxError", "encode_header", "encode_row", "from_toon", "to_toon"]
+__all__ = [
+    "DIALECTS",
+    "MAX_NESTING",
+    "MISSING",
+    "ToonSyntaxError",
+    "encode_header",
+    "encode_row",
+    "from_toon",
+    "to_toon",
+]
+
+DIALECTS: Final = ("classic", "spec")
+"""What ``dialect`` may be: the notation of this module, and the published TOON format."""
 
 MAX_NESTING: Final = 128
 """How deep dicts and lists may be nested in one cell: well inside the recursion limit of JSON readers."""
@@ -148,8 +161,14 @@ _SHORT_ESCAPES: Final = {
 _to_json: Final = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
-def to_toon(table: str, records: Iterable[Mapping[str, Any]], fields: Sequence[str] | None = None) -> str:
-    """Write records as one line of TOON.
+def to_toon(
+    table: str,
+    records: Iterable[Mapping[str, Any]],
+    fields: Sequence[str] | None = None,
+    *,
+    dialect: str = "classic",
+) -> str:
+    """Write records as TOON.
 
     Args:
         table: Name of the table, any text.
@@ -158,13 +177,23 @@ def to_toon(table: str, records: Iterable[Mapping[str, Any]], fields: Sequence[s
             of all these except bytes. A record without one of the fields gets an empty cell.
         fields: The fields to write, in this order; other fields of the records are left out. Default:
             every field of any record, in the order in which they are first seen.
+        dialect: ``"classic"`` (default) for one line, or ``"spec"`` for the published TOON format, one line per
+            row. The latter carries less (no bytes, NaN, Infinity, ints of more than 600 digits, lone surrogates or
+            floats like 1.0), and shows fields only by the records that have them; see ``docs/toon.md``.
 
     Raises:
-        ValidationError: A value has a type that TOON cannot carry (the message names record, field and
-            type), a name is not a str, a field is named twice, or a record is not a mapping.
+        ValidationError: The dialect cannot carry a value (the message names record, field and type) or the fields,
+            a name is not a str, a field is named twice, a record is not a mapping, or the dialect is unknown.
+        UnsupportedFeatureError: ``"spec"`` needs the package ``toon-format``: ``toondb-client[toon]``.
     """
+    _check_dialect(dialect)
     rows = _as_rows(records)
     names = _union_of_fields(rows) if fields is None else fields
+    if dialect == "spec":
+        from toondb.toon_spec import write_document
+
+        _check_names(table, names)
+        return write_document(table, rows, names)
     header = encode_header(table, len(rows), names)
     columns: list[list[str]] = []
     for name in names:
@@ -190,15 +219,7 @@ def encode_header(table: str, count: int, fields: Sequence[str]) -> str:
     Raises:
         ValidationError: A name is not a str, a field is named twice, or the count is not a number of rows.
     """
-    if isinstance(fields, str) or not all(isinstance(name, str) for name in (table, *fields)):
-        raise ValidationError("The table name must be a str, and fields a list of str.")
-    if len(set(fields)) != len(fields):
-        twice = next(name for index, name in enumerate(fields) if name in fields[:index])
-        raise ValidationError(
-            f"Field {_shown(twice)} is named twice.",
-            remediation="Name every field once.",
-            details={"field": _encodable(twice)},
-        )
+    _check_names(table, fields)
     if type(count) is not int or not 0 <= count < 10**18:
         raise ValidationError(f"The row count must be an int of 0 or more, not {count!r}.")
     return f"{_encode_name(table)}[{count}]{{{','.join(map(_encode_name, fields))}}}:"
@@ -224,6 +245,25 @@ def encode_row(values: Iterable[Any]) -> str:
 
 
 _REMEDIATION: Final = "Convert it first, for example with str() or float()."
+
+
+def _check_dialect(dialect: str) -> None:
+    if dialect not in DIALECTS:
+        raise ValidationError(
+            f"Unknown TOON dialect {dialect!r}.", remediation=f"The dialects are {' and '.join(map(repr, DIALECTS))}."
+        )
+
+
+def _check_names(table: str, fields: Sequence[str]) -> None:
+    if isinstance(fields, str) or not all(isinstance(name, str) for name in (table, *fields)):
+        raise ValidationError("The table name must be a str, and fields a list of str.")
+    if len(set(fields)) != len(fields):
+        twice = next(name for index, name in enumerate(fields) if name in fields[:index])
+        raise ValidationError(
+            f"Field {_shown(twice)} is named twice.",
+            remediation="Name every field once.",
+            details={"field": _encodable(twice)},
+        )
 
 
 def _encode_column(values: list[Any]) -> list[str]:
@@ -425,25 +465,33 @@ _ESCAPES: Final = r"one of the escapes \" \\ \/ \b \f \n \r \t \uXXXX \u{X}"
 _SHORT_UNESCAPES: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
-def from_toon(text: str) -> tuple[str, list[str], list[dict[str, Any]]]:
-    """Read one line of TOON.
+def from_toon(text: str, *, dialect: str = "classic") -> tuple[str, list[str], list[dict[str, Any]]]:
+    """Read what :func:`to_toon` wrote.
 
     Args:
-        text: What :func:`to_toon` wrote, without a line break after it.
+        text: One line of TOON, without a line break after it; or a document of the published format whose root is
+            one table.
+        dialect: ``"classic"`` (default) or ``"spec"``, as in :func:`to_toon`.
 
     Returns:
         The table name, the field names, and one dict per row. A field whose cell is empty is absent from
         that row's dict.
 
     Raises:
-        ToonSyntaxError: The text is not TOON, the number of rows is not the announced count, or a row
-            does not have one cell per field.
-        ValidationError: ``text`` is not a str.
+        ToonSyntaxError: The text is not TOON of that dialect, the number of rows is not the announced count, or a
+            row does not have one cell per field.
+        ValidationError: ``text`` is not a str, or the dialect is unknown.
+        UnsupportedFeatureError: ``"spec"`` needs the package ``toon-format``: ``toondb-client[toon]``.
     """
+    _check_dialect(dialect)
     if not isinstance(text, str):
         raise ValidationError(
             f"TOON text must be a str, not {type(text).__name__}.", remediation='Decode bytes with .decode("utf-8").'
         )
+    if dialect == "spec":
+        from toondb.toon_spec import read_document
+
+        return read_document(text)
     table, count, fields, start = _read_header(text)
     if count == 0:
         if start != len(text):

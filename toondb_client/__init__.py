@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from toondb_protocol.rows import Row as Row
+
     from .aio import AsyncIpcClient as AsyncIpcClient
     from .aio import AsyncTransaction as AsyncTransaction
     from .ipc import IpcClient as IpcClient
     from .ipc import Transaction as Transaction
-    from .rows import Row as Row
 
 __all__ = ["AsyncIpcClient", "AsyncTransaction", "IpcClient", "Row", "Transaction"]
 
 _HOMES = {
-    "AsyncIpcClient": "aio",
-    "AsyncTransaction": "aio",
-    "IpcClient": "ipc",
-    "Row": "rows",
-    "Transaction": "ipc",
+    "AsyncIpcClient": ".aio",
+    "AsyncTransaction": ".aio",
+    "IpcClient": ".ipc",
+    "Row": "toondb_protocol.rows",
+    "Transaction": ".ipc",
 }
 
 
@@ -29,7 +30,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{home}"), name)
+    value = getattr(import_module(home, __name__), name)
     globals()[name] = value
     return value
 

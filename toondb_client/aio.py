@@ -11,6 +11,9 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, ClassVar, NoReturn, TypeVar
 
+from toondb_protocol.arguments import ScanRange, wait_seconds, whole_number
+from toondb_protocol.backoff import Patience, delays
+from toondb_protocol.changes import Change
 from toondb_protocol.client_core import ReplyFrame
 from toondb_protocol.errors import (
     ConnectionError,
@@ -25,18 +28,17 @@ from toondb_protocol.errors import (
     ValidationError,
 )
 from toondb_protocol.hello import ServerHello
-from toondb_protocol.keys import KeyLike
+from toondb_protocol.keys import KeyLike, as_prefix, prefix_end
+from toondb_protocol.rows import Row, pair_rows
 
 from . import calls, forks
 from .aio_connection import AsyncConnection
 from .aio_pool import AsyncPool
 from .aio_store import AsyncStore
-from .backoff import Patience, delays
 from .connection import LostBeforeSending
 from .direct import DirectReader
 from .ipc import check_options, lost_step, lost_write
 from .pipeline import AsyncPipeline
-from .rows import Row, pair_rows
 from .target import socket_path
 
 __all__ = ["AsyncIpcClient", "AsyncTransaction"]
@@ -185,7 +187,7 @@ class AsyncIpcClient(AsyncStore):
                 pool.discard(connection)
                 raise
 
-    async def _scan(self, scan: calls.ScanRange) -> AsyncIterator[Row]:
+    async def _scan(self, scan: ScanRange) -> AsyncIterator[Row]:
         if self._direct is not None:
             rows = self._direct.scan(scan)
             try:
@@ -261,6 +263,28 @@ class AsyncIpcClient(AsyncStore):
         stats: dict[str, Any] = await self._call(calls.stats())
         return stats
 
+    async def watch(
+        self, prefix: KeyLike = b"", *, since_lsn: int | None = None, timeout: float | None = None
+    ) -> AsyncIterator[Change]:
+        """The changes of the keys that start with ``prefix``; see :meth:`IpcClient.watch`.
+
+        Without ``since_lsn`` it begins with the changes after its first step.
+        """
+        start = as_prefix(prefix)
+        end = prefix_end(start)
+        patience = calls.WatchPatience(wait_seconds(timeout), self._pool.timeout, self._pool.loop.time)
+        if since_lsn is None:
+            lsn: int = (await self._call(calls.changes(None, start, None, 0))).lsn
+        else:
+            lsn = whole_number("since_lsn", since_lsn)
+        while not self.closed:
+            page: calls.ChangesPage = await self._call(calls.changes(lsn, start, end, patience.wait_ms()))
+            lsn = page.lsn
+            for change in page.changes:
+                yield change
+            if patience.over(bool(page.changes)):
+                return
+
     def pipeline(self) -> AsyncPipeline:
         """Gather requests and send them together; see :class:`AsyncPipeline`."""
         return AsyncPipeline(0, self._exchange)
@@ -292,7 +316,7 @@ class AsyncIpcClient(AsyncStore):
 
         See :meth:`IpcClient.run_transaction`.
         """
-        calls.whole_number("attempts", attempts, 1)
+        whole_number("attempts", attempts, 1)
         waits = delays(0.001, 0.1)
         for attempt in range(1, attempts + 1):
             transaction = await self.begin_transaction(isolation)
@@ -309,11 +333,11 @@ class AsyncIpcClient(AsyncStore):
 
     async def commit(self, transaction: AsyncTransaction | int) -> int:
         """Commit a transaction given as the object or its id; answers the LSN."""
-        return await AsyncTransaction.find(self._pool, transaction).commit()
+        return await AsyncTransaction._find(self._pool, transaction).commit()
 
     async def abort(self, transaction: AsyncTransaction | int) -> None:
         """Abort a transaction given as the object or its id."""
-        await AsyncTransaction.find(self._pool, transaction).abort()
+        await AsyncTransaction._find(self._pool, transaction).abort()
 
     # End
 
@@ -387,7 +411,7 @@ class AsyncTransaction(AsyncStore):
         self._open[id(pool), transaction_id] = self
 
     @classmethod
-    def find(cls, pool: AsyncPool, transaction: AsyncTransaction | int) -> AsyncTransaction:
+    def _find(cls, pool: AsyncPool, transaction: AsyncTransaction | int) -> AsyncTransaction:
         """The transaction that an object or id means."""
         if isinstance(transaction, AsyncTransaction):
             return transaction
@@ -454,7 +478,7 @@ class AsyncTransaction(AsyncStore):
             result: T = stop.value
             return result
 
-    async def _scan(self, scan: calls.ScanRange) -> AsyncIterator[Row]:
+    async def _scan(self, scan: ScanRange) -> AsyncIterator[Row]:
         call = calls.scan_start(self._txn, scan, calls.FIRST_WINDOW)
         window_bytes = calls.FIRST_WINDOW
         while True:

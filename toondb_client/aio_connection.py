@@ -7,6 +7,7 @@ import os
 import socket
 from typing import cast
 
+from toondb_protocol.backoff import delays
 from toondb_protocol.client_core import ClientCore, ReplyFrame
 from toondb_protocol.errors import (
     ConfigurationError,
@@ -19,7 +20,6 @@ from toondb_protocol.frames import MAX_MAX_FRAME
 from toondb_protocol.hello import ServerHello
 
 from . import calls, forks
-from .backoff import delays
 from .connection import MAX_PATH, LostBeforeSending, check_frames, connect_error
 
 __all__ = ["AsyncConnection"]

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections import deque
 
+from toondb_protocol.backoff import delays
 from toondb_protocol.errors import (
     ConnectionError,
     DatabaseClosedError,
@@ -17,7 +18,6 @@ from toondb_protocol.errors import (
 
 from . import forks
 from .aio_connection import AsyncConnection
-from .backoff import delays
 
 __all__ = ["AsyncPool"]
 

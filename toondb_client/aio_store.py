@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from toondb_protocol.arguments import Items, ScanRange, scan_range, ttl_to_ms
+from toondb_protocol.columns import Columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
 from toondb_protocol.paths import path_key
+from toondb_protocol.query_builder import AsyncQueryBuilder, QueryAnswer
+from toondb_protocol.rows import Row
 
 from . import calls
-from .query import AsyncQueryBuilder
-from .rows import Row
+from .store import ms_or_none, value_or_none
 
 __all__ = ["AsyncStore"]
 
@@ -18,7 +21,7 @@ T = TypeVar("T")
 
 
 class AsyncStore:
-    """Reads and writes, either each on its own or all inside one transaction.
+    """Reads and writes, either each on its own or all inside one transaction: a :class:`Store` with ``await``.
 
     Keys are 1 to 511 bytes; text is taken as UTF-8. Values are bytes-like. Every method raises
     ``ValidationError`` for an argument that cannot be, ``ConnectionError`` when the server is lost and
@@ -33,7 +36,7 @@ class AsyncStore:
     async def _run(self, operation: calls.Operation[T]) -> T:
         raise NotImplementedError
 
-    def _scan(self, scan: calls.ScanRange) -> AsyncIterator[Row]:
+    def _scan(self, scan: ScanRange) -> AsyncIterator[Row]:
         raise NotImplementedError
 
     async def get(self, key: KeyLike) -> bytes | None:
@@ -41,9 +44,12 @@ class AsyncStore:
         value: bytes | None = await self._call(calls.get(self._txn, as_key(key)))
         return value
 
-    async def put(self, key: KeyLike, value: BytesLike) -> None:
-        """Store a value. Outside a transaction it is committed when this returns."""
-        await self._call(calls.put(self._txn, as_key(key), as_value(value)))
+    async def put(self, key: KeyLike, value: BytesLike, *, ttl: float | None = None) -> None:
+        """Store a value, for ``ttl`` seconds or for ever. Outside a transaction it is committed when this returns."""
+        if ttl is None:
+            await self._call(calls.put(self._txn, as_key(key), as_value(value)))
+        else:
+            await self._call(calls.put_for(self._txn, as_key(key), as_value(value), ttl_to_ms(ttl)))
 
     async def delete(self, key: KeyLike) -> None:
         """Delete a key; no error when it is absent."""
@@ -54,13 +60,35 @@ class AsyncStore:
         found: bool = await self._call(calls.exists(self._txn, as_key(key)))
         return found
 
+    async def compare_and_set(
+        self, key: KeyLike, expected: BytesLike | None, new: BytesLike | None, *, ttl: float | None = None
+    ) -> bool:
+        """Store ``new`` only if the key's value is ``expected``; answers whether. See :meth:`Store.compare_and_set`."""
+        call = calls.compare_and_set(
+            self._txn, as_key(key), value_or_none(expected), value_or_none(new), ms_or_none(ttl)
+        )
+        return bool(await self._call(call))
+
+    async def increment(self, key: KeyLike, by: int = 1) -> int:
+        """Add to a counter, in one step; answers the new number. See :meth:`Store.increment`."""
+        return int(await self._call(calls.increment(self._txn, as_key(key), by)))
+
+    async def expire(self, key: KeyLike, ttl: float | None) -> bool:
+        """Give a key another time to live in seconds, None = for ever; answers whether there is such a key."""
+        return bool(await self._call(calls.expire(self._txn, as_key(key), ms_or_none(ttl))))
+
+    async def ttl(self, key: KeyLike) -> float | None:
+        """The seconds that a key has to live; None when it has no time to live, or there is no such key."""
+        seconds: float | None = await self._call(calls.ttl(self._txn, as_key(key)))
+        return seconds
+
     async def get_path(self, path: str | Sequence[str]) -> bytes | None:
         """The value of a path such as ``users/alice/email`` or its list of segments."""
         return await self.get(path_key(path))
 
-    async def put_path(self, path: str | Sequence[str], value: BytesLike) -> None:
-        """Store a value under a path; its key is the segments joined by ``/``."""
-        await self.put(path_key(path), value)
+    async def put_path(self, path: str | Sequence[str], value: BytesLike, *, ttl: float | None = None) -> None:
+        """Store a value under a path; its key is the segments joined by ``/``. See :meth:`put`."""
+        await self.put(path_key(path), value, ttl=ttl)
 
     async def delete_path(self, path: str | Sequence[str], *, recursive: bool = False) -> None:
         """Delete a path.
@@ -79,9 +107,9 @@ class AsyncStore:
         """The values of those keys that exist, by the key as given, in the order given."""
         return await self._run(calls.get_many(self._txn, keys))
 
-    async def put_many(self, items: Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, BytesLike]]) -> int:
-        """Store all pairs atomically; answers how many."""
-        return await self._run(calls.put_many(self._txn, items))
+    async def put_many(self, items: Items, *, ttl: float | None = None) -> int:
+        """Store all pairs atomically; answers how many. ``ttl`` is for each of them, see :meth:`put`."""
+        return await self._run(calls.put_many(self._txn, items, ms_or_none(ttl)))
 
     async def delete_many(self, keys: Iterable[KeyLike]) -> int:
         """Delete all keys atomically; answers how many were given."""
@@ -109,11 +137,11 @@ class AsyncStore:
         Raises:
             SnapshotExpiredError: Iteration paused for longer than the server's ``--timeout-ms``.
         """
-        return self._scan(calls.scan_range(start, end, limit=limit, reverse=reverse))
+        return self._scan(scan_range(start, end, limit=limit, reverse=reverse))
 
     def scan_prefix(self, prefix: KeyLike, *, limit: int | None = None, reverse: bool = False) -> AsyncIterator[Row]:
         """The rows whose keys start with ``prefix``; see :meth:`scan`."""
-        return self._scan(calls.scan_range(prefix, None, limit=limit, reverse=reverse, prefix=True))
+        return self._scan(scan_range(prefix, None, limit=limit, reverse=reverse, prefix=True))
 
     def scan_batched(
         self,
@@ -128,7 +156,7 @@ class AsyncStore:
 
         Unlike ``scan``, ``start`` alone is the first key of an open range, not a prefix.
         """
-        return self._scan(calls.scan_range(start, end, limit=limit, reverse=reverse, batch=batch_size, prefix=False))
+        return self._scan(scan_range(start, end, limit=limit, reverse=reverse, batch=batch_size, prefix=False))
 
     def query(
         self,
@@ -139,11 +167,13 @@ class AsyncStore:
         offset: int | None = None,
     ) -> AsyncQueryBuilder:
         """A query over a table or the JSON objects under a key prefix; see :class:`AsyncQueryBuilder`."""
-        builder = AsyncQueryBuilder(self._txn, prefix, columns, limit, offset)
-        builder._run = self._call
-        return builder
+        return AsyncQueryBuilder(self._answer_query, prefix, columns, limit, offset)
 
-    async def create_table(self, name: str, columns: Mapping[str, str] | Sequence[Sequence[Any]]) -> None:
+    async def _answer_query(self, body: Mapping[str, Any]) -> QueryAnswer:
+        answer: QueryAnswer = await self._call(calls.query(self._txn, body))
+        return answer
+
+    async def create_table(self, name: str, columns: Columns) -> None:
         """Create a table.
 
         Args:

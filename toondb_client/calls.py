@@ -8,35 +8,49 @@ time and receive the list of its replies; they never touch a socket.
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgpack
 
+from toondb_protocol.arguments import (
+    Items,
+    ScanRange,
+    answer_by_given,
+    check_isolation,
+    given_keys,
+    integer,
+    pairs,
+)
+from toondb_protocol.changes import Change, ChangeKind
 from toondb_protocol.client_core import ReplyFrame as ReplyFrame
 from toondb_protocol.client_core import raise_error as raise_error
+from toondb_protocol.columns import Columns, given_columns
 from toondb_protocol.errors import ProtocolError, ToonDBError, TransactionConflictError, ValidationError
 from toondb_protocol.frames import pack_header
 from toondb_protocol.hello import ServerHello, client_hello, parse_server_hello
-from toondb_protocol.keys import BytesLike, KeyLike, as_bound, as_key, as_prefix, as_value, prefix_end
+from toondb_protocol.keys import KeyLike
 from toondb_protocol.layout import decode_map
-from toondb_protocol.messages import ColumnType, encode_request
+from toondb_protocol.messages import encode_request
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 
 __all__ = [
     "Call",
+    "ChangesPage",
     "Loss",
     "Operation",
-    "ScanRange",
     "Step",
+    "WatchPatience",
     "Window",
     "abort",
-    "answer_by_given",
     "begin",
+    "changes",
     "checkpoint",
     "commit",
+    "compare_and_set",
     "create_table",
     "decode_ok",
     "decode_value",
@@ -44,23 +58,23 @@ __all__ = [
     "delete_many",
     "delete_tree",
     "exists",
+    "expire",
     "get",
     "get_frame",
     "get_many",
-    "given_keys",
     "hello",
+    "increment",
     "ping",
     "put",
+    "put_for",
     "put_frame",
     "put_many",
     "query",
     "scan_close",
     "scan_next",
-    "scan_range",
     "scan_start",
     "stats",
-    "text",
-    "whole_number",
+    "ttl",
 ]
 
 T = TypeVar("T")
@@ -85,6 +99,7 @@ LAST_WINDOW = 4 * 1024 * 1024
 _STEP_BYTES = 256 * 1024
 _KEYS_PER_REQUEST = 4096
 _CONFLICT_ATTEMPTS = 100
+_WATCH_POLL_SECONDS = 2.0
 
 
 class Call(NamedTuple):
@@ -168,6 +183,111 @@ def _hello(reply: ReplyFrame) -> ServerHello:
     return parse_server_hello(decode_map(reply.payload))
 
 
+def _result(reply: ReplyFrame) -> Any:
+    """What a PUT with options answers."""
+    if reply.code != _END_STREAM or reply.rows:
+        raise_error(reply)
+    result = decode_map(reply.payload).get("result")
+    if not isinstance(result, int):
+        raise ProtocolError("the server closed a write with no result")
+    return result
+
+
+def _done(reply: ReplyFrame) -> None:
+    _result(reply)
+
+
+def _ttl(reply: ReplyFrame) -> float | None:
+    rows = _rows(reply, _TTL_TYPES)
+    if not rows or len(rows[0]) != 2 or rows[0][1] is None:
+        return None
+    return float(rows[0][1]) / 1000
+
+
+def _rows(reply: ReplyFrame, types: frozenset[type]) -> list[list[Any]]:
+    """The batches of a stream, whose items have these types."""
+    if reply.code != _END_STREAM:
+        raise_error(reply)
+    try:
+        batches = [msgpack.unpackb(row) for row in reply.rows]
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
+        raise ProtocolError("the server sent a ROW that is not msgpack") from None
+    for batch in batches:
+        if type(batch) is not list or not set(map(type, batch)) <= types:
+            raise ProtocolError("the server sent a ROW with items of the wrong type")
+    return batches
+
+
+_BYTES: frozenset[type] = frozenset({bytes})
+_TTL_TYPES: frozenset[type] = frozenset({bytes, int, type(None)})
+_CHANGE_TYPES: frozenset[type] = frozenset({bytes, int, str, bool, type(None)})
+
+
+class ChangesPage(NamedTuple):
+    """Part of a history: its changes, and the LSN to go on after."""
+
+    changes: list[Change]
+    lsn: int
+
+
+def _changes(reply: ReplyFrame) -> ChangesPage:
+    batches = _rows(reply, _CHANGE_TYPES)
+    lsn = decode_map(reply.payload).get("lsn")
+    if not isinstance(lsn, int):
+        raise ProtocolError("the server closed a history without its LSN")
+    try:
+        return ChangesPage(
+            [
+                Change(at, ChangeKind(kind), key, value, last)
+                for flat in batches
+                for at, kind, key, value, last in zip(*[iter(flat)] * 5, strict=True)
+            ],
+            lsn,
+        )
+    except ValueError:
+        raise ProtocolError("the server sent a change that is none") from None
+
+
+def changes(since_lsn: int | None, start: bytes, end: bytes | None, wait_ms: int) -> Call:
+    """The changes of a range after a commit, waiting for one; ``since_lsn`` None asks only where history ends."""
+    body: dict[str, Any] = {"start": start, "since_lsn": since_lsn}
+    if end is not None:
+        body["end"] = end
+    if wait_ms:
+        body["wait_ms"] = wait_ms
+    return Call(_frame(Opcode.SCAN, {"body": body}), _changes, True)
+
+
+class WatchPatience:
+    """How long a watch waits: for one poll, and until it ends.
+
+    Args:
+        seconds: It ends when no change came for so long; None = never.
+        timeout: Seconds that one call may take.
+        clock: A monotonic clock in seconds.
+    """
+
+    def __init__(self, seconds: float | None, timeout: float, clock: Callable[[], float]) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._longest = min(_WATCH_POLL_SECONDS, timeout / 2)
+        self._give_up = None if seconds is None else clock() + seconds
+
+    def wait_ms(self) -> int:
+        """How long the server is asked to wait for a change."""
+        left = self._longest if self._give_up is None else self._give_up - self._clock()
+        return math.ceil(max(0.0, min(left, self._longest)) * 1000)
+
+    def over(self, found: bool) -> bool:
+        """Whether the watch ends, after a poll that found changes or none."""
+        if self._give_up is None or self._seconds is None:
+            return False
+        now = self._clock()
+        if found:
+            self._give_up = now + self._seconds
+            return False
+        return now >= self._give_up
+
+
 class Window(NamedTuple):
     """Part of a scan: batches of flat rows, how many rows, and the cursor that goes on, if any."""
 
@@ -177,75 +297,12 @@ class Window(NamedTuple):
 
 
 def _window(reply: ReplyFrame) -> Window:
-    if reply.code != _END_STREAM:
-        raise_error(reply)
+    batches = _rows(reply, _BYTES)
     end = decode_map(reply.payload)
     rows, cursor = end.get("rows", 0), end.get("cursor")
     if not isinstance(rows, int) or not (cursor is None or isinstance(cursor, int)):
         raise ProtocolError("the server closed a stream with facts of the wrong type")
-    try:
-        batches = [msgpack.unpackb(row) for row in reply.rows]
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
-        raise ProtocolError("the server sent a ROW that is not msgpack") from None
-    for batch in batches:
-        if type(batch) is not list or not set(map(type, batch)) <= _BYTES:
-            raise ProtocolError("the server sent a ROW that is no array of binary items")
     return Window(batches, rows, cursor)
-
-
-_BYTES = frozenset({bytes})
-
-
-# Arguments
-
-_MOST = 1 << 62
-
-
-def whole_number(name: str, value: int, least: int = 0) -> int:
-    """``value`` when it is a number of ``least`` or more; more than any database holds is cut to what fits a frame.
-
-    Raises:
-        ValidationError: It is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValidationError(f"{name} must be a number of {least} or more, got {value!r:.60}.")
-    return min(value, _MOST)
-
-
-def text(what: str, value: object) -> str:
-    """``value`` when it is text that UTF-8 can carry.
-
-    Raises:
-        ValidationError: It is not.
-    """
-    if not isinstance(value, str):
-        raise ValidationError(f"{what} is text, got {type(value).__name__}.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValidationError(f"{what} {value!r} is not valid Unicode text.") from None
-    return value
-
-
-def _several(what: str, items: object) -> Iterable[Any]:
-    """``items`` when it is a collection; a single key must not be taken for a collection of its characters."""
-    if isinstance(items, (str, bytes, bytearray, memoryview)) or not isinstance(items, Iterable):
-        raise ValidationError(f"{what} must be a collection, not {type(items).__name__}.")
-    return items
-
-
-def given_keys(keys: Iterable[KeyLike]) -> list[tuple[bytes, Any]]:
-    """Each key as bytes and as the caller wrote it (bytes, when that cannot be a key of a dict)."""
-    return [
-        (name, name if isinstance(key, (bytearray, memoryview)) else key)
-        for key in _several("keys", keys)
-        for name in (as_key(key),)
-    ]
-
-
-def answer_by_given(given: list[tuple[bytes, Any]], found: Mapping[bytes, bytes]) -> dict[Any, bytes]:
-    """The values found, by the key as the caller wrote it, in the caller's order."""
-    return {key: found[name] for name, key in given if name in found}
 
 
 # Single requests
@@ -279,6 +336,39 @@ def put_frame(txn: int, key: bytes, value: bytes) -> bytes:
     return _pack_put(_PUT, size, txn, len(key)) + key + value
 
 
+def put_for(txn: int, key: bytes, value: bytes, ttl_ms: int) -> Call:
+    """Write a key that expires."""
+    return Call(_frame(Opcode.PUT, {"key": key, "options": {"ttl_ms": ttl_ms}, "value": value}, txn), _done, False)
+
+
+def compare_and_set(txn: int, key: bytes, expected: bytes | None, new: bytes | None, ttl_ms: int | None) -> Call:
+    """Write (or with ``new`` None delete) a key that has the expected value; answers whether."""
+    options: dict[str, Any] = {"op": "put" if new is not None else "delete", "expected": expected}
+    if ttl_ms is not None:
+        options["ttl_ms"] = ttl_ms
+    return Call(_frame(Opcode.PUT, {"key": key, "options": options, "value": new or b""}, txn), _result, False)
+
+
+def increment(txn: int, key: bytes, by: int) -> Call:
+    """Add to a number; answers the sum."""
+    options = {"op": "add", "by": integer("by", by)}
+    return Call(_frame(Opcode.PUT, {"key": key, "options": options, "value": b""}, txn), _result, False)
+
+
+def expire(txn: int, key: bytes, ttl_ms: int | None) -> Call:
+    """Give a key another time to live; answers whether there is such a key."""
+    options: dict[str, Any] = {"op": "expire"}
+    if ttl_ms is not None:
+        options["ttl_ms"] = ttl_ms
+    return Call(_frame(Opcode.PUT, {"key": key, "options": options, "value": b""}, txn), _result, False)
+
+
+def ttl(txn: int, key: bytes) -> Call:
+    """The seconds that a key has to live, or None."""
+    body = {"keys": [key], "values": False, "expiry": True}
+    return Call(_frame(Opcode.SCAN, {"body": body}, txn), _ttl, True)
+
+
 def delete(txn: int, key: bytes) -> Call:
     """Delete a key."""
     return Call(_pack_head(_DELETE, 8 + len(key), txn) + key, decode_ok, False)
@@ -296,10 +386,8 @@ def ping() -> Call:
 
 def begin(isolation: str, *, read_only: bool) -> Call:
     """Begin a transaction."""
-    if isolation not in ("snapshot", "serializable"):
-        raise ValidationError(f"isolation {isolation!r} is unknown; known: snapshot, serializable.")
     body: dict[str, Any] = {}
-    if isolation != "snapshot":
+    if check_isolation(isolation) != "snapshot":
         body["isolation"] = isolation
     if read_only:
         body["read_only"] = True
@@ -332,43 +420,11 @@ def exists(txn: int, key: bytes) -> Call:
     return Call(_frame(Opcode.SCAN, {"body": body}, txn), lambda reply: bool(_window(reply).rows), True)
 
 
-_COLUMN_TYPES = {
-    **{member.name.lower(): member for member in ColumnType},
-    "int": ColumnType.INT64,
-    "integer": ColumnType.INT64,
-    "float": ColumnType.FLOAT64,
-    "real": ColumnType.FLOAT64,
-    "str": ColumnType.TEXT,
-    "string": ColumnType.TEXT,
-    "bytes": ColumnType.BINARY,
-    "blob": ColumnType.BINARY,
-    "boolean": ColumnType.BOOL,
-}
-
-
-def create_table(txn: int, name: str, columns: Mapping[str, str] | Sequence[Sequence[Any]]) -> Call:
-    """Create a table. ``columns`` maps names to types, or lists (name, type[, nullable])."""
-    text("a table name", name)
-    rows = list(_several("columns", columns.items() if isinstance(columns, Mapping) else columns))
-    fields: list[dict[str, Any]] = []
-    for row in rows:
-        if isinstance(row, (str, bytes)) or not isinstance(row, Sequence) or not 2 <= len(row) <= 3:
-            raise ValidationError(f"a column is (name, type) or (name, type, nullable), got {row!r}.")
-        column, kind = text("a column name", row[0]), row[1]
-        known = _COLUMN_TYPES.get(kind.lower()) if isinstance(kind, str) else None
-        if isinstance(kind, int) and not isinstance(kind, bool) and kind in _COLUMN_TYPES.values():
-            known = ColumnType(kind)
-        if known is None:
-            raise ValidationError(
-                f"column type {kind!r} is unknown; known: {', '.join(m.name.lower() for m in ColumnType)}."
-            )
-        nullable = row[2] if len(row) == 3 else True
-        if not isinstance(nullable, (bool, int)):
-            raise ValidationError(f"nullable of column {column!r} is true or false, got {nullable!r}.")
-        fields.append({"name": column, "type": int(known), "nullable": int(bool(nullable))})
-    if max(len(fields), len(name.encode()), *(len(field["name"].encode()) for field in fields), 0) > 0xFFFF:
-        raise ValidationError("a table has at most 65535 columns, and names at most 65535 bytes.")
-    return Call(_frame(Opcode.CREATE_TABLE, {"name": name, "columns": fields}, txn), decode_ok, False)
+def create_table(txn: int, name: str, columns: Columns) -> Call:
+    """Create a table."""
+    return Call(
+        _frame(Opcode.CREATE_TABLE, {"name": name, "columns": given_columns(name, columns)}, txn), decode_ok, False
+    )
 
 
 def query(txn: int, body: Mapping[str, Any]) -> Call:
@@ -377,51 +433,6 @@ def query(txn: int, body: Mapping[str, Any]) -> Call:
 
 
 # Scans
-
-
-class ScanRange(NamedTuple):
-    """A half-open key range with its options."""
-
-    start: bytes
-    end: bytes | None
-    limit: int
-    reverse: bool
-    batch: int
-
-
-def scan_range(
-    start: KeyLike | None,
-    end: KeyLike | None,
-    *,
-    limit: int | None,
-    reverse: bool,
-    batch: int | None = None,
-    prefix: bool | None = None,
-) -> ScanRange:
-    """The range that ``scan(prefix)`` or ``scan(start, end)`` means.
-
-    Args:
-        start: The prefix, when ``end`` is None (or ``prefix`` is true); else the first key.
-        end: End of the range, exclusive.
-        limit: Rows at the most; None = all.
-        reverse: Descending order.
-        batch: Rows per frame; None = the server's choice.
-        prefix: Force one reading; None decides by ``end``.
-
-    Raises:
-        ValidationError: A limit or batch is not a number, or negative.
-    """
-    limit = None if limit is None else whole_number("limit", limit)
-    batch = 0 if batch is None else whole_number("batch_size", batch, 1)
-    if prefix or (prefix is None and end is None):
-        low = as_prefix(start if start is not None else b"")
-        high = prefix_end(low)
-    else:
-        low = as_bound(start) or b""
-        high = as_bound(end)
-    if limit == 0:
-        high = low  # nothing was asked for; on the wire 0 means no limit
-    return ScanRange(low, high, limit or 0, bool(reverse), batch)
 
 
 def scan_start(txn: int, scan: ScanRange, window: int) -> Call:
@@ -470,25 +481,17 @@ def get_many(txn: int, keys: Iterable[KeyLike]) -> Operation[dict[Any, bytes]]:
     return answer_by_given(given, found)
 
 
-def _pairs(items: Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, BytesLike]]) -> list[tuple[bytes, bytes]]:
-    rows = _several("items", items.items() if isinstance(items, Mapping) else items)
-    pairs: list[tuple[bytes, bytes]] = []
-    for row in rows:
-        if not isinstance(row, (tuple, list)) or len(row) != 2:
-            raise ValidationError(f"an item is a pair of key and value, got {type(row).__name__}.")
-        pairs.append((as_key(row[0]), as_value(row[1])))
-    return pairs
-
-
-def put_many(txn: int, items: Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, BytesLike]]) -> Operation[int]:
+def put_many(txn: int, items: Items, ttl_ms: int | None) -> Operation[int]:
     """Write all pairs, atomically: in the given transaction or in one of its own. Answers how many."""
-    pairs = _pairs(items)
+    rows = pairs(items)
 
     def frames(inside: int) -> Iterable[bytes]:
-        return (put_frame(inside, key, value) for key, value in pairs)
+        if ttl_ms is None:
+            return (put_frame(inside, key, value) for key, value in rows)
+        return (put_for(inside, key, value, ttl_ms).frame for key, value in rows)
 
-    yield from _write_all(txn, frames, bool(pairs))
-    return len(pairs)
+    yield from _write_all(txn, frames, bool(rows))
+    return len(rows)
 
 
 def delete_many(txn: int, keys: Iterable[KeyLike]) -> Operation[int]:
@@ -531,7 +534,7 @@ def _send_all(frames: Iterable[bytes]) -> Operation[None]:
 
 def _check_all(replies: list[ReplyFrame]) -> None:
     for reply in replies:
-        if reply.code != _OK:
+        if reply.code != _OK and reply.code != _END_STREAM:
             raise_error(reply)
 
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import msgpack
 
+from toondb_protocol.arguments import ScanRange, answer_by_given, given_keys
 from toondb_protocol.errors import (
     ConfigurationError,
     DatabaseClosedError,
@@ -30,15 +31,23 @@ from toondb_protocol.errors import (
 )
 from toondb_protocol.hello import ServerHello
 from toondb_protocol.keys import KeyLike, as_key
-from toondb_protocol.record import HEADER_SIZE, KV_DATABASE, META_DATABASE, META_FORMAT
+from toondb_protocol.record import (
+    FORMAT_VERSION,
+    HEADER_SIZE,
+    KV_DATABASE,
+    META_DATABASE,
+    META_FORMAT,
+    RECORD_V1,
+    decode_expiry,
+    live_value,
+    now_ms,
+)
+from toondb_protocol.rows import Row
 
 from . import forks
-from .calls import ScanRange, answer_by_given, given_keys
-from .rows import Row
 
 __all__ = ["DirectReader"]
 
-_FORMAT_VERSION = 1
 _monotonic = time.monotonic
 
 _RECHECK_SECONDS = 0.05
@@ -133,9 +142,9 @@ def _check_format(folder: str, env: Any) -> None:
         version = msgpack.unpackb(raw)["version"]
     except (TypeError, KeyError, ValueError, msgpack.UnpackException):
         version = None
-    if version != _FORMAT_VERSION:
+    if version != FORMAT_VERSION:
         raise ConfigurationError(
-            f"the database in {folder} has format {version}, this client reads format {_FORMAT_VERSION}.",
+            f"the database in {folder} has format {version}, this client reads format {FORMAT_VERSION}.",
             remediation="Connect without direct_reads, or use the client of the server's version.",
         )
 
@@ -238,15 +247,20 @@ class DirectReader:
             raw: bytes | None = begin(kv).get(key)
         except Exception as error:
             raise _failed(error) from None
-        return None if raw is None else raw[HEADER_SIZE:]
+        if raw is None or raw[0] == RECORD_V1:
+            return None if raw is None else raw[HEADER_SIZE:]
+        return live_value(raw)
 
     def exists(self, key: KeyLike) -> bool:
         """Whether a key exists."""
         name = as_key(key)
         begin, kv = self._current()
         try:
-            with begin(kv) as txn:
-                return bool(txn.cursor().set_key(name))
+            # As a buffer: the value is not copied.
+            with begin(kv, buffers=True) as txn:
+                raw = txn.get(name)
+                expires = None if raw is None else decode_expiry(raw)
+                return raw is not None and (expires is None or expires > now_ms())
         except Exception as error:
             raise _failed(error) from None
 
@@ -258,9 +272,9 @@ class DirectReader:
         try:
             with begin(kv) as txn:
                 for name, _ in given:
-                    raw = txn.get(name)
-                    if raw is not None:
-                        found[name] = raw[HEADER_SIZE:]
+                    value = live_value(txn.get(name))
+                    if value is not None:
+                        found[name] = value
         except Exception as error:
             raise _failed(error) from None
         return answer_by_given(given, found)
@@ -291,7 +305,13 @@ class DirectReader:
             for key, raw in pairs:
                 if (key < start) if scan.reverse else (end is not None and key >= end):
                     return
-                yield Row((key, raw[HEADER_SIZE:]))
+                if raw[0] == RECORD_V1:
+                    yield Row((key, raw[HEADER_SIZE:]))
+                else:
+                    value = live_value(raw)
+                    if value is None:
+                        continue
+                    yield Row((key, value))
                 count += 1
                 if generation != forks.generation():
                     raise ForkedProcessError("this scan was started by the parent process.", remediation="Scan again.")

@@ -12,6 +12,9 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NoReturn, TypeVar
 
+from toondb_protocol.arguments import ScanRange, wait_seconds, whole_number
+from toondb_protocol.backoff import Patience, delays
+from toondb_protocol.changes import Change
 from toondb_protocol.client_core import ReplyFrame
 from toondb_protocol.errors import (
     ConfigurationError,
@@ -26,15 +29,14 @@ from toondb_protocol.errors import (
     ValidationError,
 )
 from toondb_protocol.hello import ServerHello
-from toondb_protocol.keys import KeyLike
+from toondb_protocol.keys import KeyLike, as_prefix, prefix_end
+from toondb_protocol.rows import Row, pair_rows
 
 from . import calls, forks
-from .backoff import Patience, delays
 from .connection import LostBeforeSending, SyncConnection
 from .direct import DirectReader
 from .pipeline import Pipeline
 from .pool import SyncPool
-from .rows import Row, pair_rows
 from .store import SyncStore
 from .target import socket_path
 
@@ -222,12 +224,12 @@ class IpcClient(SyncStore):
                 pool.discard(connection)
                 raise
 
-    def _scan(self, scan: calls.ScanRange) -> Iterator[Row]:
+    def _scan(self, scan: ScanRange) -> Iterator[Row]:
         if self._direct is not None:
             return self._direct.scan(scan)
         return self._scan_windows(scan)
 
-    def _scan_windows(self, scan: calls.ScanRange) -> Iterator[Row]:
+    def _scan_windows(self, scan: ScanRange) -> Iterator[Row]:
         pool = self._pool
         call = calls.scan_start(0, scan, calls.FIRST_WINDOW)
         # The first window may come from any connection; the cursor keeps that connection for this scan.
@@ -238,20 +240,17 @@ class IpcClient(SyncStore):
     # Reads that can be served from the file
 
     def get(self, key: KeyLike) -> bytes | None:
-        """The value of a key; None when there is none (an empty value is ``b""``)."""
         direct = self._direct
         if direct is not None:
             return direct.get(key)
         return super().get(key)
 
     def exists(self, key: KeyLike) -> bool:
-        """Whether a key exists, without moving its value."""
         if self._direct is not None:
             return self._direct.exists(key)
         return super().exists(key)
 
     def get_many(self, keys: Any) -> dict[Any, bytes]:
-        """The values of those keys that exist, by the key as given, in the order given."""
         if self._direct is not None:
             return self._direct.get_many(keys)
         return super().get_many(keys)
@@ -273,6 +272,40 @@ class IpcClient(SyncStore):
         """The counters of the server and its storage engine."""
         stats: dict[str, Any] = self._call(calls.stats())
         return stats
+
+    def watch(
+        self, prefix: KeyLike = b"", *, since_lsn: int | None = None, timeout: float | None = None
+    ) -> Iterator[Change]:
+        """The changes of the keys that start with ``prefix``, as they are committed.
+
+        Args:
+            prefix: Of the keys; empty = all.
+            since_lsn: Begin with the changes after this commit; None = after now.
+            timeout: End when no change came for so many seconds, 0 = with those that are there; None = never end.
+
+        Yields:
+            A :class:`Change` for each, in the order of the commits. The history is bounded: a watcher that lags too
+            far behind is told.
+
+        Raises:
+            HistoryTrimmedError: The changes after ``since_lsn`` are no longer all there.
+        """
+        start = as_prefix(prefix)
+        seconds = wait_seconds(timeout)
+        if since_lsn is None:
+            lsn: int = self._call(calls.changes(None, start, None, 0)).lsn
+        else:
+            lsn = whole_number("since_lsn", since_lsn)
+        return self._watch(lsn, start, prefix_end(start), seconds)
+
+    def _watch(self, lsn: int, start: bytes, end: bytes | None, seconds: float | None) -> Iterator[Change]:
+        patience = calls.WatchPatience(seconds, self._pool.timeout, time.monotonic)
+        while not self.closed:
+            page: calls.ChangesPage = self._call(calls.changes(lsn, start, end, patience.wait_ms()))
+            lsn = page.lsn
+            yield from page.changes
+            if patience.over(bool(page.changes)):
+                return
 
     def pipeline(self) -> Pipeline:
         """Gather requests and send them together; see :class:`Pipeline`."""
@@ -315,7 +348,7 @@ class IpcClient(SyncStore):
         Returns:
             What the function returned.
         """
-        calls.whole_number("attempts", attempts, 1)
+        whole_number("attempts", attempts, 1)
         waits = delays(0.001, 0.1)
         for attempt in range(1, attempts + 1):
             transaction = self.begin_transaction(isolation)
@@ -332,11 +365,11 @@ class IpcClient(SyncStore):
 
     def commit(self, transaction: Transaction | int) -> int:
         """Commit a transaction given as the object or its id; answers the LSN."""
-        return Transaction.find(self._pool, transaction).commit()
+        return Transaction._find(self._pool, transaction).commit()
 
     def abort(self, transaction: Transaction | int) -> None:
         """Abort a transaction given as the object or its id."""
-        Transaction.find(self._pool, transaction).abort()
+        Transaction._find(self._pool, transaction).abort()
 
     # End
 
@@ -420,7 +453,7 @@ class Transaction(SyncStore):
         self._open[id(pool), transaction_id] = self
 
     @classmethod
-    def find(cls, pool: SyncPool, transaction: Transaction | int) -> Transaction:
+    def _find(cls, pool: SyncPool, transaction: Transaction | int) -> Transaction:
         """The transaction that an object or id means."""
         if isinstance(transaction, Transaction):
             return transaction
@@ -493,7 +526,7 @@ class Transaction(SyncStore):
             result: T = stop.value
             return result
 
-    def _scan(self, scan: calls.ScanRange) -> Iterator[Row]:
+    def _scan(self, scan: ScanRange) -> Iterator[Row]:
         call = calls.scan_start(self._txn, scan, calls.FIRST_WINDOW)
         window_bytes = calls.FIRST_WINDOW
         cursor: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from toondb_protocol.arguments import ttl_to_ms
 from toondb_protocol.client_core import ReplyFrame
 from toondb_protocol.errors import ToonDBError
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
@@ -37,8 +38,10 @@ class _Commands:
         self._decoders.append(calls.decode_value)
         return self
 
-    def put(self, key: KeyLike, value: BytesLike) -> Any:
-        """Store a value; its result is None."""
+    def put(self, key: KeyLike, value: BytesLike, *, ttl: float | None = None) -> Any:
+        """Store a value, for ``ttl`` seconds or for ever; its result is None."""
+        if ttl is not None:
+            return self._add(calls.put_for(self._txn, as_key(key), as_value(value), ttl_to_ms(ttl)))
         self._frames.append(calls.put_frame(self._txn, as_key(key), as_value(value)))
         self._decoders.append(calls.decode_ok)
         return self
@@ -55,9 +58,13 @@ class _Commands:
         """Read a path."""
         return self.get(path_key(path))
 
-    def put_path(self, path: str | Sequence[str], value: BytesLike) -> Any:
+    def put_path(self, path: str | Sequence[str], value: BytesLike, *, ttl: float | None = None) -> Any:
         """Store a value under a path."""
-        return self.put(path_key(path), value)
+        return self.put(path_key(path), value, ttl=ttl)
+
+    def increment(self, key: KeyLike, by: int = 1) -> Any:
+        """Add to a counter; its result is the new number."""
+        return self._add(calls.increment(self._txn, as_key(key), by))
 
     def delete_path(self, path: str | Sequence[str]) -> Any:
         """Delete a path."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 
+from toondb_protocol.backoff import delays
 from toondb_protocol.errors import ConnectionError, DatabaseClosedError, PeerNotAllowedError, PoolTimeoutError
 
 from . import forks
-from .backoff import delays
 from .connection import SyncConnection
 
 __all__ = ["SyncPool"]

@@ -5,25 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from toondb_protocol.arguments import Items, ScanRange, ttl_to_ms
+from toondb_protocol.columns import Columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
 from toondb_protocol.paths import path_key
+from toondb_protocol.query_builder import QueryAnswer
+from toondb_protocol.rows import Row
+from toondb_protocol.store import Store
 
 from . import calls
-from .query import QueryBuilder
-from .rows import Row
 
-__all__ = ["SyncStore"]
+__all__ = ["SyncStore", "ms_or_none", "value_or_none"]
 
 T = TypeVar("T")
 
 
-class SyncStore:
-    """Reads and writes, either each on its own or all inside one transaction.
+def ms_or_none(ttl: float | None) -> int | None:
+    """A time to live in milliseconds, when there is one."""
+    return None if ttl is None else ttl_to_ms(ttl)
 
-    Keys are 1 to 511 bytes; text is taken as UTF-8. Values are bytes-like. Every method raises
-    ``ValidationError`` for an argument that cannot be, ``ConnectionError`` when the server is lost and
-    ``OperationTimeoutError`` after the client's timeout.
-    """
+
+def value_or_none(value: BytesLike | None) -> bytes | None:
+    """A value as bytes, when there is one."""
+    return None if value is None else as_value(value)
+
+
+class SyncStore(Store):
+    """A store at the other end of a connection; see :class:`Store` for its methods."""
 
     _txn: int = 0
 
@@ -33,125 +41,63 @@ class SyncStore:
     def _run(self, operation: calls.Operation[T]) -> T:
         raise NotImplementedError
 
-    def _scan(self, scan: calls.ScanRange) -> Iterator[Row]:
+    def _scan(self, scan: ScanRange) -> Iterator[Row]:
         raise NotImplementedError
 
     def get(self, key: KeyLike) -> bytes | None:
-        """The value of a key; None when there is none (an empty value is ``b""``)."""
         value: bytes | None = self._call(calls.get(self._txn, as_key(key)))
         return value
 
-    def put(self, key: KeyLike, value: BytesLike) -> None:
-        """Store a value. Outside a transaction it is committed when this returns."""
-        self._call(calls.put(self._txn, as_key(key), as_value(value)))
+    def put(self, key: KeyLike, value: BytesLike, *, ttl: float | None = None) -> None:
+        if ttl is None:
+            self._call(calls.put(self._txn, as_key(key), as_value(value)))
+        else:
+            self._call(calls.put_for(self._txn, as_key(key), as_value(value), ttl_to_ms(ttl)))
 
     def delete(self, key: KeyLike) -> None:
-        """Delete a key; no error when it is absent."""
         self._call(calls.delete(self._txn, as_key(key)))
 
     def exists(self, key: KeyLike) -> bool:
-        """Whether a key exists, without moving its value."""
         found: bool = self._call(calls.exists(self._txn, as_key(key)))
         return found
 
-    def get_path(self, path: str | Sequence[str]) -> bytes | None:
-        """The value of a path such as ``users/alice/email`` or its list of segments."""
-        return self.get(path_key(path))
+    def compare_and_set(
+        self, key: KeyLike, expected: BytesLike | None, new: BytesLike | None, *, ttl: float | None = None
+    ) -> bool:
+        call = calls.compare_and_set(
+            self._txn, as_key(key), value_or_none(expected), value_or_none(new), ms_or_none(ttl)
+        )
+        return bool(self._call(call))
 
-    def put_path(self, path: str | Sequence[str], value: BytesLike) -> None:
-        """Store a value under a path; its key is the segments joined by ``/``."""
-        self.put(path_key(path), value)
+    def increment(self, key: KeyLike, by: int = 1) -> int:
+        return int(self._call(calls.increment(self._txn, as_key(key), by)))
+
+    def expire(self, key: KeyLike, ttl: float | None) -> bool:
+        return bool(self._call(calls.expire(self._txn, as_key(key), ms_or_none(ttl))))
+
+    def ttl(self, key: KeyLike) -> float | None:
+        seconds: float | None = self._call(calls.ttl(self._txn, as_key(key)))
+        return seconds
 
     def delete_path(self, path: str | Sequence[str], *, recursive: bool = False) -> None:
-        """Delete a path.
-
-        Args:
-            path: The path.
-            recursive: Also delete everything below it, in one transaction.
-        """
-        if not recursive:
-            self.delete(path_key(path))
-            return
         key = as_key(path_key(path))
-        self._run(calls.delete_tree(self._txn, key))
+        if recursive:
+            self._run(calls.delete_tree(self._txn, key))
+        else:
+            self.delete(key)
 
     def get_many(self, keys: Iterable[KeyLike]) -> dict[Any, bytes]:
-        """The values of those keys that exist, by the key as given, in the order given."""
         return self._run(calls.get_many(self._txn, keys))
 
-    def put_many(self, items: Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, BytesLike]]) -> int:
-        """Store all pairs atomically; answers how many."""
-        return self._run(calls.put_many(self._txn, items))
+    def put_many(self, items: Items, *, ttl: float | None = None) -> int:
+        return self._run(calls.put_many(self._txn, items, ms_or_none(ttl)))
 
     def delete_many(self, keys: Iterable[KeyLike]) -> int:
-        """Delete all keys atomically; answers how many were given."""
         return self._run(calls.delete_many(self._txn, keys))
 
-    def scan(
-        self,
-        start: KeyLike | None = None,
-        end: KeyLike | None = None,
-        *,
-        limit: int | None = None,
-        reverse: bool = False,
-    ) -> Iterator[Row]:
-        """The rows of a range, in key order, from one snapshot taken when iteration begins.
+    def _answer_query(self, body: Mapping[str, Any]) -> QueryAnswer:
+        answer: QueryAnswer = self._call(calls.query(self._txn, body))
+        return answer
 
-        Args:
-            start: With ``end`` None the prefix of the keys; else the first key, inclusive.
-            end: The end of the range, exclusive.
-            limit: Rows at the most.
-            reverse: Descending key order.
-
-        Yields:
-            ``(key, value)`` tuples that also answer ``row["key"]`` and ``row["value"]``.
-
-        Raises:
-            SnapshotExpiredError: Iteration paused for longer than the server's ``--timeout-ms``.
-        """
-        return self._scan(calls.scan_range(start, end, limit=limit, reverse=reverse))
-
-    def scan_prefix(self, prefix: KeyLike, *, limit: int | None = None, reverse: bool = False) -> Iterator[Row]:
-        """The rows whose keys start with ``prefix``; see :meth:`scan`."""
-        return self._scan(calls.scan_range(prefix, None, limit=limit, reverse=reverse, prefix=True))
-
-    def scan_batched(
-        self,
-        start: KeyLike | None = None,
-        end: KeyLike | None = None,
-        batch_size: int = 1000,
-        *,
-        limit: int | None = None,
-        reverse: bool = False,
-    ) -> Iterator[Row]:
-        """The rows of the range [start, end), fetched ``batch_size`` at a time; see :meth:`scan`.
-
-        Unlike ``scan``, ``start`` alone is the first key of an open range, not a prefix.
-        """
-        return self._scan(calls.scan_range(start, end, limit=limit, reverse=reverse, batch=batch_size, prefix=False))
-
-    def query(
-        self,
-        prefix: KeyLike,
-        *,
-        columns: Iterable[str] | None = None,
-        limit: int | None = None,
-        offset: int | None = None,
-    ) -> QueryBuilder:
-        """A query over a table or the JSON objects under a key prefix; see :class:`QueryBuilder`."""
-        builder = QueryBuilder(self._txn, prefix, columns, limit, offset)
-        builder._run = self._call
-        return builder
-
-    def create_table(self, name: str, columns: Mapping[str, str] | Sequence[Sequence[Any]]) -> None:
-        """Create a table.
-
-        Args:
-            name: Its name.
-            columns: ``{"id": "int64", "name": "text"}`` or rows ``(name, type[, nullable])``; types are
-                int64, uint64, float64, text, binary and bool.
-
-        Raises:
-            TableExistsError: There is one of that name.
-        """
+    def create_table(self, name: str, columns: Columns) -> None:
         self._call(calls.create_table(self._txn, name, columns))

@@ -7,9 +7,10 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from toondb.engine.conditional import Conditional
 from toondb.engine.engine import Engine
 from toondb.engine.options import Isolation
 from toondb.engine.transaction import Transaction
@@ -23,6 +24,7 @@ from . import __version__
 from .config import ServerConfig
 from .listener import peer_credentials
 from .reply_cache import ReplyCache
+from .requests import Parked
 from .session import Session
 
 __all__ = ["Server"]
@@ -75,7 +77,10 @@ class Server:
         self.on_sweep: Callable[[], None] = lambda: None
         self.cache = ReplyCache(engine.environment, config.cache_size)
         self.find_reply = self.cache.find
-        engine.writer.on_commit = self.cache.committed
+        # Sessions whose job sleeps until a commit, each with what ends its sleep at the latest.
+        self._parked: dict[Session, asyncio.TimerHandle] = {}
+        self._waking = False
+        engine.writer.on_commit += (self.cache.committed, self._commit_announced)
         # Who sent something last, and how many times in a row it wrote.
         self.active: Session | None = None
         self.streak = 0
@@ -83,7 +88,6 @@ class Server:
         self.turns_due = 0
         self.jobs = 0
         self._no_lone_writer_before = 0.0
-        self.queries_executed = 0
         self.bytes_received = 0
         self.bytes_sent = 0
         self.requests_total = 0
@@ -197,6 +201,44 @@ class Server:
                 self.log.error("internal error", peer=session.peer, exc_info=error)
                 session.drop()
 
+    # Jobs that wait for a commit
+
+    def park(self, session: Session, parked: Parked) -> None:
+        """Let the job of a session sleep until a commit comes, or its time is over."""
+        self._parked[session] = self.loop.call_later(parked.seconds, self._step_parked, session)
+        # A sleeping job keeps nobody waiting.
+        self.jobs -= 1
+        # In this order: a commit that is announced from now on finds the session.
+        if self.engine.environment.announced_lsn > parked.lsn or self.draining:
+            self._step_parked(session)
+
+    def unpark(self, session: Session) -> bool:
+        """Wake the job of a session without stepping it; whether it slept."""
+        timer = self._parked.pop(session, None)
+        if timer is None:
+            return False
+        timer.cancel()
+        self.jobs += 1
+        return True
+
+    def _step_parked(self, session: Session) -> None:
+        if self.unpark(session):
+            self.loop.call_soon(session.step)
+
+    def _commit_announced(self, keys: Iterable[bytes]) -> None:
+        """Called by whoever committed."""
+        if self._parked and not self._waking:
+            self._waking = True
+            try:
+                self.loop.call_soon_threadsafe(self._wake_parked)
+            except RuntimeError:
+                pass  # the loop is closed: a shutdown was forced
+
+    def _wake_parked(self) -> None:
+        self._waking = False
+        for session in list(self._parked):
+            self._step_parked(session)
+
     # Limits
 
     def start(self) -> None:
@@ -225,6 +267,7 @@ class Server:
             grace: Seconds after which the rest is cut off.
         """
         self.draining = True
+        self._wake_parked()
         for session in list(self.sessions):
             session.drain()
         if self.sessions:
@@ -257,7 +300,6 @@ class Server:
             "requests_success": requests - self.requests_error,
             "requests_error": self.requests_error,
             "requests_total": requests,
-            "queries_executed": self.queries_executed,
             "cache_hits": self.cache.hits,
             "cache_misses": self.cache.misses,
             "bytes_received": self.bytes_received,
@@ -280,6 +322,8 @@ def _is_small(unit: Unit) -> bool:
     """Whether a write is certain to keep the event loop busy only for as long as the device needs."""
     if isinstance(unit, tuple):
         return unit[1] is None or len(unit[1]) <= _LONE_WRITER_BYTES
+    if isinstance(unit, Conditional):
+        return unit.size <= _LONE_WRITER_BYTES
     return (
         isinstance(unit, Transaction)
         and unit.isolation is Isolation.SNAPSHOT

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lmdb
 
+from toondb.engine.conditional import Conditional
 from toondb.engine.environment import storage_error
 from toondb.engine.transaction import State, Transaction
 from toondb.engine.writer import Unit, WriteRequest
@@ -32,8 +33,10 @@ from toondb_protocol.frames import HEADER_SIZE, pack_header, unpack_header
 from toondb_protocol.layout import encode_map
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 
-from .handlers import HANDLERS, PURE, Answered, Cursor, Job, Kind, Refused, Write
+from .handlers import HANDLERS, PURE, result_frame
 from .reply_cache import is_cacheable
+from .requests import Answered, Job, Kind, Parked, Refused, Volatile, Write
+from .streams import Cursor
 
 if TYPE_CHECKING:
     from toondb.engine.snapshot import Snapshot
@@ -202,7 +205,7 @@ class Session(asyncio.Protocol):
         # Not at once: a transport that is closed within this call by asyncio's own loop (CPython 3.11 to 3.14)
         # reports its end twice.
         if self._job is not None:
-            self._loop.call_soon(self._step)
+            self._loop.call_soon(self.step)
         elif not self._awaiting and not self._yielded:
             self._yield()
 
@@ -240,8 +243,8 @@ class Session(asyncio.Protocol):
                     reply = HANDLERS[opcode][0](self, data[HEADER_SIZE:])
                 except Exception:
                     reply = None
-                if type(reply) is bytes:
-                    if is_cacheable(opcode, data):
+                if type(reply) is bytes or type(reply) is Volatile:
+                    if type(reply) is bytes and is_cacheable(opcode, data):
                         server.cache.fill(data, reply, mark)
                     server.requests_total += 1
                     self._sent += len(reply)
@@ -390,7 +393,7 @@ class Session(asyncio.Protocol):
                     continue
                 errors += 1
                 reply = error_frame(failure, extended=bool(opcode & EXTENDED), max_frame=max_frame)
-            if type(reply) is bytes:
+            if isinstance(reply, bytes):
                 out.append(reply)
                 out_bytes += len(reply)
             elif type(reply) is tuple:
@@ -405,6 +408,8 @@ class Session(asyncio.Protocol):
                 failed = False
                 while out_bytes <= _MAX_REPLY_BYTES_PER_TURN:
                     frame, ended, failed = self._next_frame(reply, extended=bool(opcode & EXTENDED))
+                    if isinstance(frame, Parked):
+                        frame = None  # it asks again when it is stepped as a job
                     if frame is not None:
                         out.append(frame)
                         out_bytes += len(frame)
@@ -448,7 +453,7 @@ class Session(asyncio.Protocol):
                 self._answer_writes([error] * len(writes), writes, styles)
                 self._yield()
         elif self._job is not None:
-            self._loop.call_soon(self._step)
+            self._loop.call_soon(self.step)
         elif turn_over and not self._writing_paused:
             self._yield()
         elif self._closing:
@@ -517,6 +522,8 @@ class Session(asyncio.Protocol):
             if isinstance(result, ToonDBError):
                 errors += 1
                 out.append(error_frame(result, extended=bool(style & Write.EXTENDED), max_frame=self._max_frame))
+            elif style & Write.RESULT:
+                out.append(result_frame(cast(Conditional, unit).result))
             elif style & Write.LSN:
                 out.append(_TXN_ID_HEADER + result.to_bytes(8, "little"))
             else:
@@ -525,7 +532,7 @@ class Session(asyncio.Protocol):
         if not self._transport.is_closing():
             self._send(b"".join(out))
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """Run the job until it ends, the client must drain, or its turn is over."""
         job = self._job
         if job is None or self._writing_paused or self._transport.is_closing():
@@ -535,6 +542,9 @@ class Session(asyncio.Protocol):
             frame, ended, failed = self._next_frame(job, extended=self._job_extended)
             if failed:
                 self._server.count(0, 1)
+            if isinstance(frame, Parked):
+                self._server.park(self, frame)
+                return
             if frame is not None:
                 self._send(frame)
                 sent += len(frame)
@@ -543,7 +553,7 @@ class Session(asyncio.Protocol):
             if self._must_wait():
                 return
             if frame is None or sent >= _MAX_REPLY_BYTES_PER_TURN:
-                self._loop.call_soon(self._step)
+                self._loop.call_soon(self.step)
                 return
         self._end_job()
         if not self._writing_paused:
@@ -552,6 +562,7 @@ class Session(asyncio.Protocol):
     def _end_job(self) -> Job | None:
         job, self._job = self._job, None
         if job is not None:
+            self._server.unpark(self)
             self._server.jobs -= 1
         return job
 
@@ -559,8 +570,8 @@ class Session(asyncio.Protocol):
         # Sending may pause writing from inside the transport.
         return self._writing_paused
 
-    def _next_frame(self, job: Job, *, extended: bool) -> tuple[bytes | None, bool, bool]:
-        """Step a job: its next frame (None = it only yields), whether it ended, whether it failed."""
+    def _next_frame(self, job: Job, *, extended: bool) -> tuple[bytes | Parked | None, bool, bool]:
+        """Step a job: its next frame (None = it only yields, or it sleeps), whether it ended, whether it failed."""
         try:
             return next(job), False, False
         except StopIteration:

@@ -22,6 +22,7 @@ whether the store is embedded or behind a socket::
     │   │   ├── StorageFullError        map full, disk full or quota reached
     │   │   └── CorruptionError         damage found in the files
     │   ├── TableExistsError
+    │   ├── HistoryTrimmedError         a watch asks for changes that are no longer kept
     │   └── UnsupportedFeatureError
     ├── TransactionError
     │   ├── TransactionConflictError    another transaction committed first: run it again
@@ -51,6 +52,8 @@ whether the store is embedded or behind a socket::
     │   ├── LockTimeoutError
     │   ├── EpochMismatchError
     │   └── SplitBrainError
+    ├── PluginError                     a plugin's handler failed
+    ├── TriggerAbort                    a plugin's handler refused the change; its code is the plugin's own
     └── InternalError                   a defect in ToonDB; please report it
 """
 
@@ -58,7 +61,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, ClassVar
 
 __all__ = [
@@ -80,6 +83,7 @@ __all__ = [
     "ErrorCode",
     "ForkedProcessError",
     "FrameTooLargeError",
+    "HistoryTrimmedError",
     "InternalError",
     "InvalidKeyError",
     "InvalidPathError",
@@ -92,6 +96,7 @@ __all__ = [
     "NamespaceNotFoundError",
     "OperationTimeoutError",
     "PeerNotAllowedError",
+    "PluginError",
     "PoolTimeoutError",
     "ProtocolError",
     "SnapshotExpiredError",
@@ -108,6 +113,7 @@ __all__ = [
     "TransactionNotFoundError",
     "TransactionOutcomeUnknownError",
     "TransactionTooLargeError",
+    "TriggerAbort",
     "UnknownOpcodeError",
     "UnsupportedFeatureError",
     "ValidationError",
@@ -139,6 +145,7 @@ class ErrorCode(StrEnum):
     STORAGE_FULL = "STORAGE_FULL"
     CORRUPTION = "CORRUPTION"
     TABLE_EXISTS = "TABLE_EXISTS"
+    HISTORY_TRIMMED = "HISTORY_TRIMMED"
     UNSUPPORTED = "UNSUPPORTED"
     TRANSACTION = "TRANSACTION"
     TRANSACTION_CONFLICT = "TRANSACTION_CONFLICT"
@@ -168,6 +175,8 @@ class ErrorCode(StrEnum):
     LOCK_TIMEOUT = "LOCK_TIMEOUT"
     EPOCH_MISMATCH = "EPOCH_MISMATCH"
     SPLIT_BRAIN = "SPLIT_BRAIN"
+    PLUGIN = "PLUGIN"
+    TRIGGER_ABORT = "TRIGGER_ABORT"
     INTERNAL = "INTERNAL"
 
 
@@ -183,7 +192,7 @@ class ToonDBError(Exception):
         details: Machine-readable facts (msgpack-able), for example ``{"limit": 511, "actual": 600}``.
 
     Attributes:
-        code: The stable :class:`ErrorCode` of the class.
+        code: The stable :class:`ErrorCode` of the class (of a :class:`TriggerAbort`, the code that the plugin gave).
     """
 
     code: ClassVar[ErrorCode] = ErrorCode.GENERIC
@@ -218,7 +227,7 @@ class ToonDBError(Exception):
         type for, are replaced by something readable.
         """
         return {
-            "code": str(self.code),
+            "code": str(type(self).code),
             "message": _sendable_text(self.message),
             "remediation": _sendable_text(self.remediation),
             "details": {_sendable_text(str(key)): _sendable(value) for key, value in self.details.items()},
@@ -226,7 +235,7 @@ class ToonDBError(Exception):
 
     def to_text(self) -> str:
         """The text that a classic ERROR frame carries: ``CODE: message remediation``."""
-        return _sendable_text(f"{self.code}: {self}")
+        return _sendable_text(f"{type(self).code}: {self}")
 
 
 _CLASSES[ErrorCode.GENERIC] = ToonDBError
@@ -388,6 +397,16 @@ class TableExistsError(DatabaseError):
 
     code = ErrorCode.TABLE_EXISTS
     default_remediation = "Choose another name."
+
+
+class HistoryTrimmedError(DatabaseError):
+    """A watch asks for changes that the bounded history no longer has.
+
+    ``details`` has ``oldest_lsn``, the LSN after which history is complete, and ``lsn``, the newest commit.
+    """
+
+    code = ErrorCode.HISTORY_TRIMMED
+    default_remediation = "Read the keys anew, then watch from the LSN of before that; watchers must not lag that far."
 
 
 class UnsupportedFeatureError(DatabaseError):
@@ -589,6 +608,49 @@ class SplitBrainError(LockError):
     """Two owners of one folder were detected."""
 
     code = ErrorCode.SPLIT_BRAIN
+
+
+class PluginError(ToonDBError):
+    """The handler of a plugin failed, or returned something unusable.
+
+    ``details`` names the ``plugin``, the ``handler``, the ``table`` and the ``event``; the exception of the handler is
+    the ``__cause__``.
+    """
+
+    code = ErrorCode.PLUGIN
+    default_remediation = "Correct the code of the plugin, or unregister it."
+
+
+class TriggerAbort(ToonDBError):
+    """The handler of a plugin refused the change.
+
+    Args:
+        message: Why, for the one who asked for the change.
+        code: A code of the plugin's own, such as ``"INVALID_AGE"``.
+        remediation: What to do next.
+        details: Machine-readable facts. The code travels in them, as ``details["code"]``.
+
+    Attributes:
+        code: The code that the plugin gave, ``ErrorCode.TRIGGER_ABORT`` when it gave none.
+    """
+
+    code = ErrorCode.TRIGGER_ABORT
+
+    def __init__(
+        self,
+        message: str = "",
+        code: str | None = None,
+        *,
+        remediation: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, remediation=remediation, details=details)
+        if code is not None:
+            self.details["code"] = str(code.value if isinstance(code, Enum) else code)
+        own = self.details.get("code")
+        if isinstance(own, str):
+            # Only on the instance: the class keeps its code, which says on the wire which class this is.
+            self.__dict__["code"] = own
 
 
 class InternalError(ToonDBError):

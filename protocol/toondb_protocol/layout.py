@@ -40,6 +40,7 @@ class Kind(Enum):
     TEXT16 = "u16 length, UTF-8 text"
     LIST16 = "u16 count, items"
     LIST32 = "u32 count, items"
+    MAP16 = "u16 length, msgpack map"
     REST = "bytes to the end of the payload"
     REST_TEXT = "UTF-8 text to the end of the payload"
     MAP = "msgpack map to the end of the payload; nothing at all means an empty map"
@@ -54,6 +55,7 @@ _INTEGERS = {
 _LENGTHS = {
     Kind.BYTES16: _INTEGERS[Kind.U16],
     Kind.TEXT16: _INTEGERS[Kind.U16],
+    Kind.MAP16: _INTEGERS[Kind.U16],
     Kind.BYTES32: _INTEGERS[Kind.U32],
     Kind.LIST16: _INTEGERS[Kind.U16],
     Kind.LIST32: _INTEGERS[Kind.U32],
@@ -166,8 +168,8 @@ def _encode_one(field: Field, value: Any, out: list[bytes]) -> None:
         elif kind in (Kind.BYTES16, Kind.BYTES32):
             raw = _raw(field, value)
             out += (_LENGTHS[kind].pack(len(raw)), raw)
-        elif kind is Kind.TEXT16:
-            raw = _encoded(field, value)
+        elif kind in (Kind.TEXT16, Kind.MAP16):
+            raw = _encoded(field, value) if kind is Kind.TEXT16 else encode_map(value)
             out += (_LENGTHS[kind].pack(len(raw)), raw)
         elif kind in (Kind.LIST16, Kind.LIST32):
             if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
@@ -260,6 +262,8 @@ def _decode_one(field: Field, payload: bytes, at: int) -> tuple[Any, int]:
             f"field {field.name!r} announces {length} bytes at offset {at}, the payload has {len(payload) - at} left"
         )
     raw = payload[at:end]
+    if kind is Kind.MAP16:
+        return decode_map(raw), end
     return (_text(field, raw, at) if kind is Kind.TEXT16 else raw), end
 
 

@@ -23,6 +23,8 @@ __all__ = [
     "ERROR_KEYS",
     "HELLO_KEYS",
     "MESSAGES",
+    "OPTIONS_FLAG",
+    "PUT_OPTIONS",
     "QUERY_KEYS",
     "REPLIES",
     "SCAN_KEYS",
@@ -32,6 +34,7 @@ __all__ = [
     "Message",
     "ReplyLayout",
     "check_body",
+    "decode_options",
     "decode_request",
     "encode_request",
 ]
@@ -81,6 +84,7 @@ class Message:
         extended: Layout of the extended body, after ``u64 txn``.
         extended_reply: Replies to the extended form other than ERROR.
         keys: For map bodies, the keys.
+        optioned: Layout of the extended body with options: when ``OPTIONS_FLAG`` is set in its first u32.
         notes: Rules that a client author must know.
     """
 
@@ -91,6 +95,7 @@ class Message:
     extended: tuple[Field, ...]
     extended_reply: tuple[Reply, ...]
     keys: tuple[MapKey, ...] = ()
+    optioned: tuple[Field, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -105,6 +110,14 @@ class ReplyLayout:
 
 _KEY = Field("key", Kind.REST, "1 to 511 bytes")
 _PUT = (Field("key", Kind.BYTES32, "1 to 511 bytes"), Field("value", Kind.REST, "the value, may be empty"))
+OPTIONS_FLAG = 0x8000_0000
+"""Set in the key length of an extended PUT that has options; a key's length needs 9 bits of the 32."""
+
+_PUT_OPTIONED = (
+    Field("key", Kind.BYTES32, "1 to 511 bytes; its length has the top bit set"),
+    Field("options", Kind.MAP16, "what to do, see the keys below"),
+    Field("value", Kind.REST, "the value; ignored by `add` and `expire`"),
+)
 _CREATE_TABLE = (
     Field("name", Kind.TEXT16, "table name"),
     Field(
@@ -123,6 +136,18 @@ _BODY = (Field("body", Kind.MAP),)
 BEGIN_OPTIONS = (
     MapKey("isolation", "text", '`"snapshot"` (default) or `"serializable"`'),
     MapKey("read_only", "bool", "true refuses writes in this transaction; default false"),
+)
+
+PUT_OPTIONS = (
+    MapKey(
+        "op",
+        "text",
+        '`"put"` (default) stores the value; `"delete"` deletes the key; `"add"` adds `by` to the number that the '
+        'value is in decimal text (an absent key counts as 0); `"expire"` keeps the value and sets its time to live',
+    ),
+    MapKey("ttl_ms", "uint", "the key is gone after so many milliseconds, at least 1; absent = it stays"),
+    MapKey("expected", "bin or nil", "`put` and `delete` only when this is the value, nil = when the key is absent"),
+    MapKey("by", "int", "what `add` adds: a signed 64-bit integer; default 1"),
 )
 
 SCAN_KEYS = (
@@ -146,6 +171,22 @@ SCAN_KEYS = (
         "continue this cursor instead of starting a scan (only window, batch and close apply)",
     ),
     MapKey("close", "bool", "with cursor: close it; answers END_STREAM"),
+    MapKey(
+        "expiry",
+        "bool",
+        "with keys, and values false: `[key, ms, ...]`, the milliseconds that each has to live, nil = for ever",
+    ),
+    MapKey(
+        "since_lsn",
+        "uint or nil",
+        "instead of the pairs, the changes of the range after this commit: "
+        "`[lsn, kind, key, value, last, ...]`; nil = no changes, only the LSN to begin after",
+    ),
+    MapKey(
+        "wait_ms",
+        "uint",
+        "with since_lsn: when there is no change yet, wait so long for one; at most half of the server's timeout_ms",
+    ),
 )
 
 QUERY_KEYS = (
@@ -159,11 +200,14 @@ QUERY_KEYS = (
         '`"toon"` (default): ROW batches hold parts of one TOON text; `"rows"`: ROW batches hold key, TOON text '
         'of that one row, key, ...; `"count"`: no rows, only the count in END_STREAM',
     ),
+    MapKey("where", "map", "only rows whose fields meet this filter, see docs/filters.md; default: all"),
 )
 
 END_STREAM_KEYS = (
     MapKey("rows", "uint", "rows sent in this stream"),
     MapKey("cursor", "uint or nil", "the cursor to continue with, when the stream ended early"),
+    MapKey("lsn", "uint", "of changes: history was read up to this commit, go on after it"),
+    MapKey("result", "bool or int", "of a PUT with options: whether it was done, or the sum of `add`"),
 )
 
 ERROR_KEYS = (
@@ -197,9 +241,13 @@ MESSAGES: dict[Opcode, Message] = {
             _PUT,
             (Reply.OK,),
             _PUT,
-            (Reply.OK,),
+            (Reply.OK, Reply.END_STREAM),
+            keys=PUT_OPTIONS,
+            optioned=_PUT_OPTIONED,
             notes=(
                 "OK means the write is committed as `--sync-mode` promises (inside a transaction: recorded in it).",
+                "An extended PUT whose key length has the top bit (0x80000000) set carries options. It decides by what "
+                "is there and writes in one step, and is answered by END_STREAM with a `result` alone.",
             ),
         ),
         Message(
@@ -303,6 +351,9 @@ MESSAGES: dict[Opcode, Message] = {
                 "(`[key, key, ...]` with `values` false).",
                 "A cursor belongs to its connection (and to its transaction), keeps its snapshot, and is dropped when "
                 "idle or open for too long.",
+                "Changes: `kind` is `put`, `delete` or `expire`, `value` is nil unless it is `put`, and `last` is true "
+                "for the last change of its commit in this range. A stream holds whole commits. A put whose value is "
+                "long and was overwritten since may be left out; the later change follows.",
             ),
         ),
         Message(
@@ -360,6 +411,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "text": lambda value: type(value) is str,
     "bool": lambda value: type(value) is bool,
     "uint": lambda value: type(value) is int and value >= 0,
+    "int": lambda value: type(value) is int and -(1 << 63) <= value < 1 << 63,
     "nil": lambda value: value is None,
     "map": lambda value: type(value) is dict,
     "array of bin": lambda value: type(value) is list and set(map(type, value)) <= {bytes},
@@ -403,10 +455,15 @@ def encode_request(
         The opcode byte and the payload.
     """
     message = MESSAGES[opcode]
+    values = values or {}
     if txn is None:
-        return int(opcode), encode_fields(message.classic, values or {})
+        return int(opcode), encode_fields(message.classic, values)
     head = encode_fields((TXN_FIELD,), {"txn": txn})
-    return opcode | EXTENDED, head + encode_fields(message.extended, values or {})
+    if message.optioned and "options" in values:
+        body = bytearray(encode_fields(message.optioned, values))
+        body[3] |= _FLAG_BYTE
+        return opcode | EXTENDED, head + body
+    return opcode | EXTENDED, head + encode_fields(message.extended, values)
 
 
 def decode_request(opcode: int, payload: bytes) -> tuple[Opcode, int | None, dict[str, Any]]:
@@ -423,7 +480,25 @@ def decode_request(opcode: int, payload: bytes) -> tuple[Opcode, int | None, dic
     if not opcode & EXTENDED:
         return message.opcode, None, decode_fields(message.classic, payload)
     txn: int = decode_fields((TXN_FIELD,), payload[:8])["txn"]
+    if message.optioned and len(payload) > _FLAGGED and payload[_FLAGGED] & _FLAG_BYTE:
+        return message.opcode, txn, decode_options(message, payload)
     return message.opcode, txn, decode_fields(message.extended, payload, 8)
+
+
+_FLAGGED = 8 + 3
+_FLAG_BYTE = OPTIONS_FLAG >> 24
+
+
+def decode_options(message: Message, payload: bytes) -> dict[str, Any]:
+    """The fields of an extended payload that has options.
+
+    Raises:
+        MalformedRequestError: The payload does not have the layout, or an option is unknown or of the wrong type.
+    """
+    plain = payload[8:_FLAGGED] + bytes([payload[_FLAGGED] & ~_FLAG_BYTE & 0xFF]) + payload[_FLAGGED + 1 :]
+    fields = decode_fields(message.optioned, plain)
+    check_body(message.keys, fields["options"])
+    return fields
 
 
 _BY_NUMBER: dict[int, Message] = {int(opcode): message for opcode, message in MESSAGES.items()}

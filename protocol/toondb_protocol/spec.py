@@ -32,6 +32,7 @@ from .messages import (
     ERROR_KEYS,
     HELLO_KEYS,
     MESSAGES,
+    OPTIONS_FLAG,
     REPLIES,
     TXN_FIELD,
     MapKey,
@@ -40,7 +41,8 @@ from .messages import (
 )
 from .opcodes import EXTENDED, PROTOCOL_VERSION, Opcode, Reply
 from .record import (
-    CATALOG_DATABASE,
+    FLAG_EXPIRES,
+    FORMAT_VERSION,
     KV_DATABASE,
     MAX_KEY_SIZE,
     META_DATABASE,
@@ -90,6 +92,10 @@ _EXAMPLES: dict[Opcode, tuple[Mapping[str, Any], int, Mapping[str, Any]]] = {
     Opcode.CHECKPOINT: ({}, 0, {}),
     Opcode.STATS: ({}, 0, {}),
     Opcode.PING: ({}, 0, {"body": _CLIENT_HELLO}),
+}
+
+_OPTIONED_EXAMPLES: dict[Opcode, Mapping[str, Any]] = {
+    Opcode.PUT: {"key": b"user:1", "options": {"ttl_ms": 60_000, "expected": None}, "value": b"Ann"},
 }
 
 
@@ -171,7 +177,12 @@ def _request(opcode: Opcode, values: Mapping[str, Any], txn: int | None) -> list
         lines = _frame(opcode, opcode.name, _parts(message.classic, values))
     else:
         head = _parts((TXN_FIELD,), {"txn": txn})
-        lines = _frame(opcode | EXTENDED, f"{opcode.name}, extended", head + _parts(message.extended, values))
+        optioned = "options" in values
+        parts = _parts(message.optioned if optioned else message.extended, values)
+        if optioned:
+            raw, what = parts[0]
+            parts[0] = (raw[:3] + bytes([raw[3] | OPTIONS_FLAG >> 24]) + raw[4:], what)
+        lines = _frame(opcode | EXTENDED, f"{opcode.name}, extended", head + parts)
     if b"".join(raw for raw, _ in lines) != encode_frame(*encode_request(opcode, values, txn=txn)):
         raise AssertionError(f"the example of {opcode.name} is not what encode_request() gives")
     return lines
@@ -204,8 +215,9 @@ def _numbers() -> dict[str, object]:
         "timeout": _SERVER_HELLO.timeout_ms,
         "kv": KV_DATABASE.decode(),
         "meta": META_DATABASE.decode(),
-        "catalog": CATALOG_DATABASE.decode(),
+        "format": FORMAT_VERSION,
         "record_tag": f"0x{RECORD_V1:02x}",
+        "expiring_tag": f"0x{RECORD_V1 | FLAG_EXPIRES:02x}",
         "record_header": RECORD_HEADER_SIZE,
     }
 
@@ -236,6 +248,12 @@ def _message(message: Message) -> list[str]:
     lines += [f"**Extended `0x{opcode | EXTENDED:02x}`**, answered by {_answers(message.extended_reply)}.", ""]
     if message.extended == message.classic and message.classic:
         lines += ["After `u64 txn`: the classic payload.", ""]
+        if message.optioned:
+            lines += _hex(_request(opcode, extended, txn))
+            lines += ["With options, after `u64 txn`:", "", *_fields(message.optioned)]
+            lines += ["Keys of the options, all optional:", "", *_keys(message.keys)]
+            extended = _OPTIONED_EXAMPLES[opcode]
+            txn = 0
     elif message.keys:
         lines += ["After `u64 txn`: a msgpack map with these keys, all optional.", "", *_keys(message.keys)]
     else:

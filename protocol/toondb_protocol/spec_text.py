@@ -253,15 +253,16 @@ opens the folder (`data.mdb`, `lock.mdb`) read-only **with locking**, never writ
 longer than it must: the file grows meanwhile.
 
 The named sub-database `{kv}` has the keys and their records, `{meta}` the key `format` (a msgpack map whose `version`
-is 1) and the key `lsn` (`u64` little-endian, the LSN of the last commit that this snapshot sees), `{catalog}` belongs
-to the engine. A record, little-endian:
+is {format}) and the key `lsn` (`u64` little-endian, the LSN of the last commit that this snapshot sees); the others
+belong to the engine. A record, little-endian:
 
 | offset | size | field |
 | --- | --- | --- |
-| 0 | 1 | tag, {record_tag}: format version in the high nibble, flags in the low one; refuse any other |
+| 0 | 1 | tag, {record_tag} or {expiring_tag}: format version in the high nibble, flags in the low; refuse others |
 | 1 | 8 | LSN of the commit that wrote the record |
-| 9 | 4 | CRC-32 (that of zlib, gzip and PNG) of the 9 bytes before it, the key and the value |
-| {record_header} | rest | the value |
+| 9 | 4 | CRC-32 (that of zlib, gzip and PNG) of the 9 bytes before it, the key and all that follows |
+| {record_header} | 8 | only with tag {expiring_tag}: milliseconds since 1970 UTC; from then on there is no such key |
+| | rest | the value |
 
 {{record-example}}
 """

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon
-from toondb_client.rows import Row
 from toondb_protocol.errors import InvalidPathError, TableExistsError
+from toondb_protocol.rows import Row
 
 from .conftest import Connect
 

@@ -50,7 +50,7 @@ def test_a_damaged_schema_is_corruption(value: bytes) -> None:
 def test_a_table_is_created_once(tmp_path: Path) -> None:
     schema = check_schema("t", COLUMNS)
     with Engine(tmp_path / "db") as engine:
-        results = engine.write([CreateTable(engine.environment, schema) for _ in range(2)])
+        results = engine.write([CreateTable(schema) for _ in range(2)])
         assert results[0] == 1
         assert isinstance(results[1], TableExistsError)
         assert engine.stats()["bytes_written"] == len(table_key("t")) + len(schema.encode())

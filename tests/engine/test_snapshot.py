@@ -16,6 +16,7 @@ from toondb.engine.environment import Space
 from toondb.engine.options import EngineOptions, SyncMode
 from toondb.engine.snapshot import SnapshotScan
 from toondb_protocol.errors import DatabaseClosedError, InvalidKeyError, SnapshotExpiredError
+from toondb_protocol.record import encode_record
 
 ROWS = {b"%02d" % n: b"v%d" % n * (n % 4) for n in range(0, 40, 2)} | {b"\xff": b"", b"\xff\xff": b"x"}
 BOUND = st.sampled_from(
@@ -92,7 +93,7 @@ def test_a_reader_never_sees_less_than_a_snapshot_did(tmp_path: Path) -> None:
         assert (reader.get(b"a") or b"").endswith(b"old")
         environment = engine.environment
         with environment.lmdb.begin(write=True) as txn:
-            txn.put(b"a", bytes(13) + b"new", db=environment.kv)
+            txn.put(b"a", encode_record(b"a", b"new", 2), db=environment.kv)
             txn.put(b"lsn", (2).to_bytes(8, "little"), db=environment.meta)
         with closing(engine.snapshot()) as snapshot:
             assert snapshot.get(b"a") == b"new"

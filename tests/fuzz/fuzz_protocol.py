@@ -31,7 +31,7 @@ from toondb_protocol.hello import parse_server_hello
 from toondb_protocol.layout import decode_map, encode_map
 from toondb_protocol.messages import MESSAGES, check_body, decode_request, encode_request
 from toondb_protocol.opcodes import EXTENDED
-from toondb_protocol.record import decode_lsn, decode_record, decode_value, encode_record
+from toondb_protocol.record import Expiring, decode_expiry, decode_lsn, decode_record, encode_record
 
 __all__ = ["check_input", "main", "run"]
 
@@ -158,14 +158,14 @@ def _check_map(data: bytes) -> None:
 
 
 def _check_record(data: bytes) -> None:
-    decode_value(data)
     try:
         record = decode_record(b"key", data)
     except ValueError:
         return
-    if record.lsn != decode_lsn(data) or record.value != decode_value(data):
+    if record.lsn != decode_lsn(data) or record.expires_ms != decode_expiry(data):
         raise AssertionError("the decoders of a record disagree")
-    if record.checksum_ok and encode_record(b"key", record.value, record.lsn) != data:
+    value = record.value if record.expires_ms is None else Expiring(record.value, record.expires_ms)
+    if record.checksum_ok and encode_record(b"key", value, record.lsn) != data:
         raise AssertionError("an intact record is not what its parts encode to")
 
 

@@ -55,7 +55,7 @@ def test_the_tree_in_the_docstring_is_the_real_one() -> None:
     drawn: list[tuple[str, str]] = []
     parents: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
-        match = re.match(r"    ([│├└─ ]*)(\w+Error)\b", line)
+        match = re.match(r"    ([│├└─ ]*)(\w+(?:Error|Abort))\b", line)
         if match is None:
             continue
         depth = len(match[1]) // 4
@@ -114,6 +114,26 @@ def test_dimension_mismatch_shows_both_sides() -> None:
     error = errors.DimensionMismatchError("m", details={"expected": 3, "actual": 4})
     assert (error.expected, error.actual) == (3, 4)
     assert errors.DimensionMismatchError("m", details={"expected": "3"}).expected is None
+
+
+def test_a_trigger_abort_keeps_the_code_of_its_plugin() -> None:
+    error = errors.TriggerAbort("Age cannot be negative", "INVALID_AGE", details={"field": "age"})
+    assert error.to_wire()["code"] == "TRIGGER_ABORT"
+    by_map = error_from_wire(decode_map(encode_map(error.to_wire())))
+    for twin in (error, by_map, pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(twin) is errors.TriggerAbort
+        assert (twin.code, twin.message) == ("INVALID_AGE", "Age cannot be negative")
+        assert twin.details == {"field": "age", "code": "INVALID_AGE"}
+    assert errors.TriggerAbort.code is ErrorCode.TRIGGER_ABORT
+    # A classic ERROR has no room for the code of the plugin.
+    assert error.to_text() == "TRIGGER_ABORT: Age cannot be negative"
+    assert error_from_wire(error.to_text()).code == "TRIGGER_ABORT"
+
+
+def test_a_trigger_abort_without_a_code_has_that_of_its_class() -> None:
+    assert errors.TriggerAbort("no").code is ErrorCode.TRIGGER_ABORT
+    assert errors.TriggerAbort("no").details == {}
+    assert errors.TriggerAbort("no", details={"code": 5}).code is ErrorCode.TRIGGER_ABORT
 
 
 def test_a_second_class_with_a_known_code_is_refused() -> None:

@@ -43,7 +43,7 @@ def test_only_gets_outside_transactions_are_kept() -> None:
 
 def test_both_forms_of_a_written_key_are_dropped_from_both_generations(engine: Engine) -> None:
     cache = ReplyCache(engine.environment, 2 * 3 * (ENTRY_OVERHEAD + 50))
-    engine.writer.on_commit = cache.committed
+    engine.writer.on_commit.append(cache.committed)
     frames = [get_frame(b"a", txn=None), get_frame(b"a", txn=0), get_frame(b"b", txn=0)]
     for frame in frames:
         cache.fill(frame, b"old", engine.environment.mark)
@@ -61,7 +61,7 @@ def test_both_forms_of_a_written_key_are_dropped_from_both_generations(engine: E
 
 def test_a_fill_that_was_overtaken_by_a_commit_is_taken_back(engine: Engine) -> None:
     cache = ReplyCache(engine.environment, 1 << 20)
-    engine.writer.on_commit = cache.committed
+    engine.writer.on_commit.append(cache.committed)
     mark = engine.environment.mark
     engine.put(b"a", b"new")
     cache.fill(get_frame(b"a", txn=0), b"read before the commit", mark)
@@ -96,7 +96,7 @@ def test_it_stays_within_its_bound(fills: list[tuple[int, int]], bound: int) -> 
 def test_what_was_acknowledged_is_always_seen(engine: Engine) -> None:
     """A thread writes ever larger numbers; another reads through the cache as the daemon's loop does."""
     cache = ReplyCache(engine.environment, 4 * (ENTRY_OVERHEAD + 60))
-    engine.writer.on_commit = cache.committed
+    engine.writer.on_commit.append(cache.committed)
     reader = engine.reader()
     acknowledged = 0
     failures: list[str] = []
@@ -171,7 +171,7 @@ def test_a_reopened_store_is_cached_before_its_first_write(tmp_path: Path) -> No
         engine.put(b"k", b"v")
     with Engine(tmp_path / "db") as engine:
         cache = ReplyCache(engine.environment, 1 << 20)
-        engine.writer.on_commit = cache.committed
+        engine.writer.on_commit.append(cache.committed)
         engine.scan().close()
         engine.abort(engine.begin())
         cache.fill(get_frame(b"k", txn=0), b"v", engine.environment.mark)
@@ -186,7 +186,7 @@ def test_who_saw_a_commit_early_finds_nothing_older(tmp_path: Path, monkeypatch:
             engine.put(key, b"1")
         environment = engine.environment
         cache = ReplyCache(environment, 1 << 20)
-        engine.writer.on_commit = cache.committed
+        engine.writer.on_commit.append(cache.committed)
         cache.fill(get_frame(b"b", txn=0), b"1", environment.mark)
         reader = engine.reader()
         visible, go = threading.Event(), threading.Event()
@@ -218,7 +218,7 @@ def test_who_saw_a_commit_early_finds_nothing_older(tmp_path: Path, monkeypatch:
 
 def test_a_large_commit_forgets_everything_at_once(engine: Engine) -> None:
     cache = ReplyCache(engine.environment, 1 << 20)
-    engine.writer.on_commit = cache.committed
+    engine.writer.on_commit.append(cache.committed)
     for number in range(10):
         cache.fill(get_frame(b"%d" % number, txn=0), b"old", engine.environment.mark)
     transaction = engine.begin()

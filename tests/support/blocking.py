@@ -12,7 +12,7 @@ import uvloop
 
 from toondb_client.aio import AsyncIpcClient, AsyncTransaction
 from toondb_client.pipeline import AsyncPipeline
-from toondb_client.query import AsyncQueryBuilder
+from toondb_protocol.query_builder import AsyncQueryBuilder
 
 __all__ = ["LOOPS", "Blocking", "blocking_client", "make_runner"]
 

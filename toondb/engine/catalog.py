@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgpack
 
 from toondb_protocol.errors import CorruptionError, TableExistsError, ToonDBError, ValidationError
 from toondb_protocol.keys import check_key
 from toondb_protocol.messages import ColumnType
-from toondb_protocol.record import decode_value, encode_record
+from toondb_protocol.record import live_value
 
-from .environment import Environment, Space
+from .environment import Space
+from .write_batch import WriteBatch
 
 __all__ = ["Column", "CreateTable", "TableSchema", "check_schema", "decode_schema", "table_key"]
 
@@ -105,21 +105,18 @@ def table_exists(name: str) -> TableExistsError:
 class CreateTable:
     """A unit for the writer: creates a table in a transaction of its own."""
 
-    def __init__(self, environment: Environment, schema: TableSchema) -> None:
-        self._database = environment.spaces[Space.CATALOG]
+    def __init__(self, schema: TableSchema) -> None:
         self.schema = schema
-        self.size = 0
 
-    def apply(self, txn: Any, lsn: int) -> int:
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
         key = table_key(self.schema.name)
-        if txn.get(key, db=self._database) is not None:
+        if batch.get(key, Space.CATALOG) is not None:
             raise table_exists(self.schema.name)
-        value = self.schema.encode()
-        self.size = len(key) + len(value)
-        txn.put(key, encode_record(key, value, lsn + 1), db=self._database)
+        batch.put_record(Space.CATALOG, key, self.schema.encode(), lsn + 1)
         return lsn + 1
 
 
 def schema_from_record(name: str, raw: bytes | None) -> TableSchema | None:
     """The schema in a raw catalog record, or None."""
-    return None if raw is None else decode_schema(name, decode_value(raw))
+    value = live_value(raw)
+    return None if value is None else decode_schema(name, value)

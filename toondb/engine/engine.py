@@ -6,24 +6,29 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
+from toondb_protocol.changes import Change
 from toondb_protocol.errors import (
     DatabaseClosedError,
     DatabaseError,
+    DatabaseLockedError,
     ToonDBError,
     TransactionConflictError,
+    TransactionOutcomeUnknownError,
 )
 from toondb_protocol.keys import check_key
-from toondb_protocol.record import HEADER_SIZE
+from toondb_protocol.record import HEADER_SIZE, RECORD_V1, decode_expiry, live_value
 
+from .change_log import read_changes
+from .conditional import Conditional
 from .environment import DATA_FILE, Environment, Space, prepare_folder, storage_error
-from .options import EngineOptions, Isolation
-from .owner_lock import OwnerLock
+from .options import Access, EngineOptions, Isolation
+from .owner_lock import OwnerLock, wait_for_lock
 from .snapshot import Snapshot, SnapshotScan, read_lsn
 from .transaction import State, Transaction
 from .write_set import Scan
@@ -33,6 +38,8 @@ __all__ = ["Engine", "LatestReader"]
 
 _PRUNE_AT = 64
 _RESERVED_SHARE = 8
+_WAIT_FOR_OWNER_SECONDS = 5.0
+_POLL_SECONDS = 0.01
 
 
 class LatestReader:
@@ -51,7 +58,7 @@ class LatestReader:
         self._as_of: object = None
 
     def get(self, key: bytes) -> bytes | None:
-        """The raw record of a key (value after ``HEADER_SIZE`` bytes), or None."""
+        """The raw record of a key, or None; it may have expired."""
         if self._as_of is not self._environment.mark:
             self._renew()
         try:
@@ -85,10 +92,17 @@ class Engine:
         options: See :class:`EngineOptions`.
         role: What other processes are told of this owner.
         socket: The daemon's socket, for the same purpose.
+        shared: Share the folder with other processes that do so too. Beside a daemon it is opened for reading only,
+            and another exclusive owner is waited for, for 5 seconds at the most.
 
     Raises:
         DatabaseLockedError: Another process owns the folder.
         ConfigurationError, DatabaseNotFoundError, StorageError, CorruptionError: See ``Environment``.
+
+    Attributes:
+        access: How it holds the folder.
+        bytes_read: Bytes of the values that were read with :meth:`get`, and that callers added for other reads.
+        queries_executed: Queries that callers counted.
     """
 
     def __init__(
@@ -98,24 +112,32 @@ class Engine:
         *,
         role: str = "embedded",
         socket: str | None = None,
+        shared: bool = False,
     ) -> None:
         self.options = options or EngineOptions()
         self.folder: Path = prepare_folder(path, create=self.options.create_if_missing)
-        self._lock = OwnerLock(self.folder, role, socket)
+        self._lock: OwnerLock | None
+        if shared:
+            self._lock = wait_for_lock(self.folder, role, _WAIT_FOR_OWNER_SECONDS)
+            self.access = Access.READ if self._lock is None else Access.SHARED
+        else:
+            self._lock = OwnerLock(self.folder, role, socket)
+            self.access = Access.EXCLUSIVE
         try:
-            self._environment = Environment(self.folder, self.options)
+            self._environment = Environment(self.folder, self.options, read_only=self.access is Access.READ)
         except BaseException:
-            self._lock.release()
+            self._release_lock()
             raise
         try:
             view = self._environment.begin_view()
             self._environment.announce(read_lsn(self._environment, view))
             self._environment.end_view(view)
-            self.writer = Writer(self._environment)
+            self._writer = Writer(self._environment) if self._lock is not None else None
         except BaseException:
             self._environment.close()
-            self._lock.release()
+            self._release_lock()
             raise
+        self._kv = self._environment.kv
         self._closed = False
         self._close_lock = threading.Lock()
         self._ids = itertools.count(1)
@@ -126,6 +148,26 @@ class Engine:
         self._most_open = self.options.max_readers - self.options.max_readers // _RESERVED_SHARE
         self.transactions_aborted = 0
         self.conflicts = 0
+        self.bytes_read = 0
+        self.queries_executed = 0
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    @property
+    def writer(self) -> Writer:
+        """The writer.
+
+        Raises:
+            DatabaseLockedError: The folder was opened for reading, beside the daemon that serves it.
+        """
+        if self._writer is None:
+            raise DatabaseLockedError(
+                f"the database {self.folder} was opened for reading, beside the daemon that served it then.",
+                remediation=f"Write through the daemon: IpcClient.connect({str(self.folder)!r}).",
+            )
+        return self._writer
 
     # Reads
 
@@ -136,9 +178,21 @@ class Engine:
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key in the newest commit, or None."""
-        self._check()
         if not 0 < len(key) <= 511:
             check_key(key)
+        try:
+            # The snapshot ends with its only reference.
+            raw: bytes | None = self._environment.begin_read(self._kv).get(key)
+        except lmdb.Error:
+            raw = self._get_slowly(key)
+        if raw is None:
+            return None
+        self.bytes_read += len(raw) - HEADER_SIZE
+        return raw[HEADER_SIZE:] if raw[0] == RECORD_V1 else live_value(raw)
+
+    def _get_slowly(self, key: bytes) -> bytes | None:
+        """The raw record, when the quick way failed: the reason is told, or LMDB refused a new view for good."""
+        self._check()
         environment = self._environment
         view = environment.begin_view()
         try:
@@ -147,7 +201,32 @@ class Engine:
             raise storage_error(error, "reading") from None
         finally:
             environment.end_view(view)
-        return None if raw is None else raw[HEADER_SIZE:]
+        return raw
+
+    def get_with_expiry(self, key: bytes) -> tuple[bytes | None, int | None]:
+        """The value of a key in the newest commit, and when it expires (milliseconds since 1970 UTC)."""
+        self._check()
+        raw = self._get_slowly(check_key(key))
+        value = live_value(raw)
+        return value, None if raw is None or value is None else decode_expiry(raw)
+
+    def read_changes(
+        self, since_lsn: int | None, start: bytes = b"", end: bytes | None = None, *, max_bytes: int = 256 * 1024
+    ) -> Generator[list[Change], None, int]:
+        """The changes of keys in [start, end) after a commit, see ``change_log.read_changes``.
+
+        It holds a snapshot from its first step until it ends.
+        """
+        self._check()
+        return read_changes(self._environment, since_lsn, start, end, max_bytes=max_bytes)
+
+    def wait_for_commit(self, lsn: int, seconds: float) -> None:
+        """Wait until there may be a commit after ``lsn``, for so long at the most."""
+        self._check()
+        if self.access is not Access.EXCLUSIVE:
+            # Nobody tells this process of the commits of others.
+            seconds = min(seconds, _POLL_SECONDS)
+        self._environment.wait_for_commit(lsn, seconds)
 
     def snapshot(self) -> Snapshot:
         """A read view of the newest commit; close it."""
@@ -234,20 +313,35 @@ class Engine:
         done = self.commit_read_only(transaction)
         if done is not None:
             return done
+        writer = self.writer
         transaction.start_commit()
+        result: int | ToonDBError
+        try:
+            results = writer.commit_now([transaction])
+        except BaseException as error:
+            # Ctrl-C in the middle of it: the transaction ends, whatever became of it.
+            outcome = TransactionOutcomeUnknownError(f"the commit of transaction {transaction.id} was interrupted.")
+            self.settle(transaction, error if isinstance(error, ToonDBError) else outcome)
+            raise
+        if results is not None:
+            result = results[0]
+            self.settle(transaction, result)
+        else:
+            result = self._commit_by_thread(transaction)
+        if isinstance(result, ToonDBError):
+            raise result
+        return result
 
+    def _commit_by_thread(self, transaction: Transaction) -> int | ToonDBError:
         # On the writer thread: also when the caller is interrupted while it waits, the transaction ends.
         def settle(request: WriteRequest) -> None:
             self.settle(transaction, request.results[0])
 
         try:
-            result = self._write([transaction], settle)[0]
+            return self._write([transaction], settle)[0]
         except DatabaseClosedError as error:
             self.settle(transaction, error)
             raise
-        if isinstance(result, ToonDBError):
-            raise result
-        return result
 
     def commit_read_only(self, transaction: Transaction) -> int | None:
         """End a transaction that wrote nothing; None when it did write."""
@@ -320,7 +414,8 @@ class Engine:
 
     def write(self, units: list[Unit]) -> list[int | ToonDBError]:
         """Apply units and wait; one result for each."""
-        return self._write(units, lambda _: None)
+        results = self.commit_now(units)
+        return self._write(units, lambda _: None) if results is None else results
 
     def _write(self, units: list[Unit], on_done: Callable[[WriteRequest], None]) -> list[int | ToonDBError]:
         self._check()
@@ -352,6 +447,11 @@ class Engine:
         When the key is absent nothing is committed, and the LSN is that of the newest commit.
         """
         return self._one((check_key(key), None))
+
+    def apply(self, unit: Conditional) -> Any:
+        """Apply a write that depends on what is there, in a transaction of its own; answers its result."""
+        self._one(unit)
+        return unit.result
 
     def checkpoint(self) -> int:
         """Make everything committed so far durable, in any sync mode; returns the LSN."""
@@ -385,21 +485,24 @@ class Engine:
             environment.end_view(view)
         with self._open_lock:
             snapshots = sum(not _over(item) for item in self._open.values())
+        writer = self._writer
         return {
             "keys_count": kv["entries"],
             "lsn": lsn,
-            "commits": self.writer.commits,
-            "transactions_committed": self.writer.transactions,
+            "commits": writer.commits if writer else 0,
+            "transactions_committed": writer.transactions if writer else 0,
             "transactions_aborted": self.transactions_aborted,
             "transactions_conflicted": self.conflicts,
             "active_transactions": self.active_transactions,
             "open_snapshots": snapshots,
-            "bytes_written": self.writer.bytes_written,
+            "bytes_written": writer.bytes_written if writer else 0,
+            "bytes_read": self.bytes_read,
+            "queries_executed": self.queries_executed,
             "storage_file_bytes": self._file_size(),
             "storage_used_bytes": (info["last_pgno"] + 1) * kv["psize"],
             "storage_map_bytes": info["map_size"],
             "storage_readers": info["num_readers"],
-            "storage_failed": str(self.writer.failed) if self.writer.failed else None,
+            "storage_failed": str(writer.failed) if writer and writer.failed else None,
             "sync_mode": str(self.options.sync_mode),
         }
 
@@ -436,7 +539,8 @@ class Engine:
         with self._close_lock:
             if self._closed:
                 return
-            self.writer.close()
+            if self._writer is not None:
+                self._writer.close()
             with self._open_lock:
                 self._closed = True
                 open_now, self._open = list(self._open.values()), {}
@@ -446,10 +550,11 @@ class Engine:
                     item.close(ended)
                 elif not item.rejected(ended):
                     item.abort(ended)
+            self._environment.stop_waiting()
             self._environment.close()
-            self._lock.release()
-        if self.writer.lost is not None:
-            raise self.writer.lost
+            self._release_lock()
+        if self._writer is not None and self._writer.lost is not None:
+            raise self._writer.lost
 
     def __enter__(self) -> Engine:
         return self

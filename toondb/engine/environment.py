@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,26 @@ from toondb_protocol.errors import (
     ToonDBError,
     TransactionTooLargeError,
 )
-from toondb_protocol.record import CATALOG_DATABASE, KV_DATABASE, META_DATABASE, META_FORMAT, META_LSN
+from toondb_protocol.record import (
+    CATALOG_DATABASE,
+    CHANGES_DATABASE,
+    EXPIRY_DATABASE,
+    FORMAT_VERSION,
+    KV_DATABASE,
+    META_CHANGES_FROM,
+    META_DATABASE,
+    META_FORMAT,
+    META_LSN,
+)
 
 from .options import EngineOptions, SyncMode
 
-__all__ = ["DATA_FILE", "FORMAT_VERSION", "Environment", "Space", "prepare_folder", "storage_error"]
+__all__ = ["DATA_FILE", "READABLE_FORMATS", "Environment", "Space", "prepare_folder", "storage_error"]
 
 DATA_FILE = "data.mdb"
-FORMAT_VERSION = 1
+READABLE_FORMATS = (1, FORMAT_VERSION)
+"""Versions of a store that opening it for writing brings up to date."""
+
 _MAX_SUB_DATABASES = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROBE_BYTES = 1 << 20
@@ -62,6 +74,11 @@ def storage_error(error: lmdb.Error, doing: str) -> ToonDBError:
     every other class refuses one request.
     """
     text = str(error)
+    if isinstance(error, lmdb.MapResizedError):
+        return StorageFullError(
+            f"another process let the store grow beyond the map size of this one while {doing}.",
+            remediation="Open it with the same map size in every process.",
+        )
     if isinstance(error, lmdb.MapFullError):
         return StorageFullError(
             f"the store reached its --map-size while {doing}.",
@@ -162,6 +179,7 @@ class Environment:
     Args:
         folder: The database folder.
         options: Engine options.
+        read_only: Open beside a process that writes, and change nothing.
 
     Raises:
         CorruptionError: The files are not a usable store.
@@ -171,6 +189,10 @@ class Environment:
     Attributes:
         lmdb: The LMDB environment.
         kv: Handle of the key-value sub-database.
+        expiry: Handle of the index of records that expire, see ``expiry``.
+        changes: Handle of the change log, see ``change_log``.
+        begin_read: Begins an LMDB read transaction on a sub-database; for reads that drop it at once. What it raises
+            is not translated, see :meth:`begin_view`.
         forked: This process is a child of the one that opened it and must not touch it.
         last_view: After LMDB refused to go on (it could not write its root page), the last commit; None before.
         announced_lsn: The newest commit after which ``mark`` was replaced.
@@ -178,14 +200,18 @@ class Environment:
             to know when to renew. Any thread that sees a commit before it was announced here may replace it too.
     """
 
-    def __init__(self, folder: Path, options: EngineOptions) -> None:
+    def __init__(self, folder: Path, options: EngineOptions, *, read_only: bool = False) -> None:
         self.folder = folder
         self.sync_mode = options.sync_mode
+        self.history_bytes = options.change_history_bytes
+        self.read_only = read_only
         self.forked = False
         self.last_view: Any = None
         self.mark: object = object()
         self.announced_lsn = 0
         self._mark_lock = threading.Lock()
+        self._committed = threading.Condition(self._mark_lock)
+        self._closing = False
         created = not (folder / DATA_FILE).exists()
         # Newer bindings know a second file format, which not every reader of this folder may know.
         line: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
@@ -197,7 +223,8 @@ class Environment:
                 map_size=-(-options.map_size // 4096) * 4096,
                 subdir=True,
                 mode=0o600,
-                create=True,
+                create=not read_only,
+                readonly=read_only,
                 max_dbs=_MAX_SUB_DATABASES,
                 max_readers=options.max_readers,
                 max_spare_txns=64,
@@ -207,11 +234,14 @@ class Environment:
                 readahead=True,
                 **line,
             )
+        self.begin_read: Callable[[Any], Any] = self.lmdb.begin
         try:
             with _opening(folder):
                 self.lmdb.reader_check()
-                self._open_databases()
+                if not read_only:
+                    self._create_databases()
                 self._check_format()
+                self._open_databases()
                 self.kv = self.spaces[Space.KV]
                 if created:
                     self._sync_names()
@@ -257,6 +287,13 @@ class Environment:
         if view is not self.last_view and not self.forked:
             view.abort()
 
+    def has_expiring(self, txn: Any) -> bool:
+        """Whether any record expires, as an LMDB transaction sees the store."""
+        return bool(txn.stat(self.expiry)["entries"])
+
+    def _refuse(self, _: Any) -> Any:
+        raise self.forked_error()
+
     def forked_error(self) -> ForkedProcessError:
         """What use in a forked child raises."""
         return ForkedProcessError("this database was opened by the parent process.")
@@ -277,7 +314,7 @@ class Environment:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         return limit == resource.RLIM_INFINITY or here + size + _PROBE_BYTES <= limit
 
-    def _open_databases(self) -> None:
+    def _create_databases(self) -> None:
         with self.lmdb.begin() as txn:
             new = txn.stat()["entries"] == 0
             ours = new or txn.get(META_DATABASE) is not None
@@ -287,23 +324,43 @@ class Environment:
             )
         # All at once: a process killed in between leaves nothing rather than half a store.
         with self.lmdb.begin(write=True) as txn:
-            self.meta = self.lmdb.open_db(META_DATABASE, txn=txn)
-            self.spaces = tuple(self.lmdb.open_db(_SPACE_NAMES[space], txn=txn) for space in Space)
-            if new:
+            meta = self.lmdb.open_db(META_DATABASE, txn=txn)
+            raw = txn.get(META_FORMAT, db=meta)
+            if raw is None:
+                # Not by ``new``: another process may have been here since.
+                if txn.stat(meta)["entries"] or not new:
+                    return
                 form = {"version": FORMAT_VERSION, "id": uuid.uuid4().hex, "created": int(time.time())}
-                txn.put(META_FORMAT, msgpack.packb(form), db=self.meta)
-                txn.put(META_LSN, bytes(8), db=self.meta)
+                txn.put(META_LSN, bytes(8), db=meta)
+            else:
+                form = _decoded(raw)
+                if form.get("version") not in READABLE_FORMATS[:-1]:
+                    return
+                form["version"] = FORMAT_VERSION
+            for name in (*_SPACE_NAMES.values(), EXPIRY_DATABASE, CHANGES_DATABASE):
+                self.lmdb.open_db(name, txn=txn)
+            # Of what came before there is no history.
+            txn.put(META_CHANGES_FROM, txn.get(META_LSN, bytes(8), db=meta), db=meta)
+            txn.put(META_FORMAT, msgpack.packb(form), db=meta)
+
+    def _open_databases(self) -> None:
+        try:
+            self.spaces = tuple(self.lmdb.open_db(_SPACE_NAMES[space], create=False) for space in Space)
+            self.expiry = self.lmdb.open_db(EXPIRY_DATABASE, create=False)
+            self.changes = self.lmdb.open_db(CHANGES_DATABASE, create=False)
+        except lmdb.NotFoundError:
+            raise CorruptionError(f"a sub-database of {self.folder / DATA_FILE} is missing.") from None
 
     def _check_format(self) -> None:
-        with self.lmdb.begin(db=self.meta) as txn:
-            raw = txn.get(META_FORMAT)
         try:
-            if raw is None:
-                raise ValueError
-            form: dict[str, Any] = msgpack.unpackb(raw)
-            version = form["version"]
-        except (ValueError, KeyError, TypeError, msgpack.UnpackException):
-            raise CorruptionError(f"the format record of {self.folder} is missing or cannot be read.") from None
+            self.meta = self.lmdb.open_db(META_DATABASE, create=False)
+            with self.lmdb.begin(db=self.meta) as txn:
+                form = _decoded(txn.get(META_FORMAT))
+        except lmdb.NotFoundError:
+            form = {}
+        version = form.get("version")
+        if version is None:
+            raise CorruptionError(f"the format record of {self.folder} is missing or cannot be read.")
         if version != FORMAT_VERSION:
             raise DatabaseError(
                 f"the store in {self.folder} has format {version}, this version reads format {FORMAT_VERSION}.",
@@ -313,9 +370,21 @@ class Environment:
 
     def announce(self, lsn: int) -> None:
         """Note on the committing thread that the commit ``lsn`` is visible, before anybody is told."""
-        with self._mark_lock:
+        with self._committed:
             self.mark = object()
             self.announced_lsn = lsn
+            self._committed.notify_all()
+
+    def wait_for_commit(self, lsn: int, seconds: float) -> None:
+        """Wait until this process announces a commit after ``lsn``, for so long at the most."""
+        with self._committed:
+            self._committed.wait_for(lambda: self.announced_lsn > lsn or self._closing, seconds)
+
+    def stop_waiting(self) -> None:
+        """End the waiting in :meth:`wait_for_commit` of all threads, and let nobody wait any more."""
+        with self._committed:
+            self._closing = True
+            self._committed.notify_all()
 
     def seen(self, lsn: int) -> None:
         """Note that a reader sees the commit ``lsn``.
@@ -333,9 +402,19 @@ class Environment:
         self.lmdb.close()
 
 
+def _decoded(raw: bytes | None) -> dict[str, Any]:
+    """A format record; empty when it cannot be read."""
+    try:
+        form = msgpack.unpackb(raw or b"")
+    except (ValueError, msgpack.UnpackException):
+        return {}
+    return form if isinstance(form, dict) else {}
+
+
 def _leave_to_the_parent() -> None:
     for environment in list(_environments):
         environment.forked = True
+        environment.begin_read = environment._refuse
         environment.mark = object()
 
 

@@ -33,11 +33,14 @@ from typing import Any, Final
 import lmdb
 
 from toondb.engine import pages
+from toondb.engine.change_log import is_intact
 from toondb.engine.pages import FormatError, Meta, Metas, Tree
 from toondb.engine.tree_walk import FREED, UNNAMED, USED, Damage, Ledger, Role, TreeWalk, key_text
 from toondb_protocol.errors import DatabaseError, DatabaseNotFoundError
 from toondb_protocol.record import (
     CATALOG_DATABASE,
+    CHANGES_DATABASE,
+    EXPIRY_DATABASE,
     KV_DATABASE,
     META_DATABASE,
     META_LSN,
@@ -49,6 +52,8 @@ __all__ = ["Damage", "FileReport", "SnapshotMovedError", "check_file", "check_li
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
 _U64 = Struct("<Q")
+_OURS: Final = (KV_DATABASE, CATALOG_DATABASE, META_DATABASE, EXPIRY_DATABASE, CHANGES_DATABASE)
+_EXPIRY_KEY_SIZE: Final = 24
 _PIN_ATTEMPTS: Final = 20_000
 # Pages at the end of the file that were allocated and freed in one transaction are never written, so the file
 # may end before its last page; more than this many (64 GiB at 4 KiB) is a damaged number, not a free list.
@@ -271,6 +276,7 @@ class _Check:
         self._ledger = Ledger(fd, limit, report.damages, progress)
         self.damage = self._ledger.damage
         self._trees: list[tuple[bytes, Tree]] = []
+        self._expiring = self._indexed = 0
 
     def run(self, meta: Meta, *, live: bool) -> None:
         report, ledger = self._report, self._ledger
@@ -363,7 +369,7 @@ class _Check:
         tree = pages.parse_tree(value)
         name = _database_name(key)
         problems = [*tree.problems(self._ledger.last_page), *pages.tree_flag_problems(tree)]
-        if key in (KV_DATABASE, CATALOG_DATABASE, META_DATABASE) and tree.flags:
+        if key in _OURS and tree.flags:
             problems.append(f"has the flags 0x{tree.flags:04x}, which must be 0")
         for problem in problems:
             self.damage("tree", f"sub-database {name!r} {problem}", database=name)
@@ -379,9 +385,16 @@ class _Check:
                 TreeWalk(self._ledger, name, tree, self._meta_entry).run()
             elif key in (KV_DATABASE, CATALOG_DATABASE):
                 TreeWalk(self._ledger, name, tree, self._record_entry(name)).run()
+            elif key == EXPIRY_DATABASE:
+                TreeWalk(self._ledger, name, tree, self._expiry_entry).run()
+            elif key == CHANGES_DATABASE:
+                TreeWalk(self._ledger, name, tree, self._change_entry).run()
             else:
                 TreeWalk(self._ledger, name, tree, None).run()
         report = self._report
+        if self._expiring != self._indexed and not report.damages:
+            text = f"{self._expiring} records expire, the index of those that do has {self._indexed}"
+            self.damage("expiry", text, database="expiry")
         if report.lsn is None and report.records:
             self.damage("lsn", "there are records but no LSN in the sub-database 'meta'", database="meta")
         if report.lsn and all(key != KV_DATABASE for key, _ in self._trees):
@@ -395,6 +408,16 @@ class _Check:
         else:
             self._report.lsn = _U64.unpack(value)[0]
 
+    def _expiry_entry(self, key: bytes, value: bytes) -> None:
+        self._indexed += 1
+        if len(key) != _EXPIRY_KEY_SIZE or not value:
+            self.damage("expiry", f"{key_text(key)}: it is no entry of this index", database="expiry", key=key)
+
+    def _change_entry(self, key: bytes, value: bytes) -> None:
+        if not is_intact(key, value):
+            text = f"{key_text(key)}: the checksum of this part of the change log is wrong"
+            self.damage("changes", text, database="changes", key=key)
+
     def _record_entry(self, name: str) -> Callable[[bytes, bytes], None]:
         report, newest = self._report, self._report.lsn
 
@@ -405,6 +428,7 @@ class _Check:
             except ValueError as exc:
                 self.damage("record", f"{key_text(key)}: {exc}", database=name, key=key)
                 return
+            self._expiring += record.expires_ms is not None
             if not record.checksum_ok:
                 self.damage("record", f"{key_text(key)}: the checksum is wrong", database=name, key=key)
             elif newest is not None and record.lsn > newest:

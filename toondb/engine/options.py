@@ -8,13 +8,31 @@ from enum import StrEnum
 
 from toondb_protocol.errors import ConfigurationError
 
-__all__ = ["DEFAULT_MAP_SIZE", "EngineOptions", "Isolation", "SyncMode"]
+__all__ = ["DEFAULT_CHANGE_HISTORY", "DEFAULT_MAP_SIZE", "Access", "EngineOptions", "Isolation", "SyncMode"]
 
 DEFAULT_MAP_SIZE = 1 << 40
 """Address space reserved for the map: 1 TiB. The file itself grows only with the data."""
 
 MIN_MAP_SIZE = 1 << 20
 MAX_MAP_SIZE = 1 << 46
+
+DEFAULT_CHANGE_HISTORY = 16 << 20
+"""Bytes of the file that the change log may take: the last 100,000 or so changes of small values."""
+
+MIN_CHANGE_HISTORY = 1 << 16
+MAX_CHANGE_HISTORY = 1 << 40
+
+
+class Access(StrEnum):
+    """How an engine holds its folder.
+
+    ``EXCLUSIVE``: alone. ``SHARED``: together with other processes that do the same. ``READ``: beside whoever
+    owns the folder, without writing.
+    """
+
+    EXCLUSIVE = "exclusive"
+    SHARED = "shared"
+    READ = "read"
 
 
 class SyncMode(StrEnum):
@@ -54,6 +72,7 @@ class EngineOptions:
             reader keeps LMDB from reusing freed pages, so the file grows while it is open.
         max_readers: Snapshots that can be open at once, over all processes; an eighth of them is kept for point reads
             and other processes.
+        change_history_bytes: Bytes of the file that the history for ``watch`` may take; 64 KiB to 1 TiB.
 
     Raises:
         ConfigurationError: A value is out of range; the message names the limits.
@@ -66,6 +85,7 @@ class EngineOptions:
     transaction_idle_seconds: float = 0.0
     transaction_age_seconds: float = 0.0
     max_readers: int = 8192
+    change_history_bytes: int = DEFAULT_CHANGE_HISTORY
 
     def __post_init__(self) -> None:
         try:
@@ -83,3 +103,8 @@ class EngineOptions:
                 raise ConfigurationError(f"an age limit is {seconds!r}, it must be seconds, 0 (no limit) or more.")
         if not 1 <= self.max_readers <= 1_000_000:
             raise ConfigurationError(f"max_readers is {self.max_readers}, it must be 1 to 1000000.")
+        if not MIN_CHANGE_HISTORY <= self.change_history_bytes <= MAX_CHANGE_HISTORY:
+            raise ConfigurationError(
+                f"change_history_bytes is {self.change_history_bytes}, it must be {MIN_CHANGE_HISTORY} to "
+                f"{MAX_CHANGE_HISTORY}."
+            )

@@ -1,6 +1,6 @@
-"""The owner lock: one process owns a database folder, and others learn which.
+"""The owner lock: one process owns a database folder, or several share it, and others learn which.
 
-An exclusive ``flock`` on ``toondb.lock`` is held for the life of the owner; the kernel releases it when the
+A ``flock`` on ``toondb.lock`` is held for the life of the owner, exclusive or shared; the kernel releases it when the
 process dies, so there is no stale lock. The file's text names the owner for error messages only.
 """
 
@@ -18,21 +18,23 @@ from typing import Any
 
 from toondb_protocol.errors import ConfigurationError, DatabaseLockedError, StorageFullError
 
-__all__ = ["LOCK_FILE", "OwnerLock", "read_owner"]
+__all__ = ["LOCK_FILE", "OwnerLock", "read_owner", "wait_for_lock"]
 
 LOCK_FILE = "toondb.lock"
 _MAX_OWNER_BYTES = 4096
+_POLL_SECONDS = 0.02
 
 _held: weakref.WeakSet[OwnerLock] = weakref.WeakSet()
 
 
 class OwnerLock:
-    """Exclusive ownership of a folder.
+    """Ownership of a folder.
 
     Args:
         folder: The database folder; it must exist.
-        role: ``daemon``, ``embedded`` or the name of a maintenance command.
+        role: ``daemon``, ``embedded``, ``concurrent`` or the name of a maintenance command.
         socket: The daemon's socket, for messages.
+        shared: Share it with others that do so too.
 
     Raises:
         DatabaseLockedError: Another process holds it; ``details`` has its pid, role and socket.
@@ -40,19 +42,21 @@ class OwnerLock:
         StorageFullError: There is no room for the lock file.
     """
 
-    def __init__(self, folder: Path, role: str, socket: str | None = None) -> None:
+    def __init__(self, folder: Path, role: str, socket: str | None = None, *, shared: bool = False) -> None:
         path = folder / LOCK_FILE
         self._fd = -1
+        self._shared = shared
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _unusable(path, error) from None
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
+            holders = _holders(self._fd)
             os.close(self._fd)
             self._fd = -1
-            raise _locked(folder) from None
+            raise _locked(folder, holders) from None
         except OSError as error:
             os.close(self._fd)
             self._fd = -1
@@ -68,8 +72,9 @@ class OwnerLock:
         """Give the folder up. Idempotent."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            with contextlib.suppress(OSError):
-                os.ftruncate(fd, 0)
+            if not self._shared:  # others may still hold it, and the text speaks of one of them
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, 0)
             os.close(fd)
 
     def _forget_in_child(self) -> None:
@@ -106,16 +111,69 @@ def _unusable(path: Path, error: OSError) -> Exception:
     )
 
 
-def _locked(folder: Path) -> DatabaseLockedError:
+def _holders(fd: int) -> list[int]:
+    """The processes that hold a ``flock`` on an open file, as far as the system tells."""
+    try:
+        found = os.fstat(fd)
+        with open("/proc/locks", encoding="ascii") as file:
+            rows = [line.split() for line in file]
+    except (OSError, UnicodeDecodeError):
+        return []
+    # 1: FLOCK  ADVISORY  WRITE 4100 08:01:131 0 EOF
+    inode = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    pids = {row[4] for row in rows if len(row) > 5 and row[1] == "FLOCK" and row[5] == inode}
+    return sorted(int(pid) for pid in pids if pid.isdigit() and pid != "0")
+
+
+def wait_for_lock(folder: Path, role: str, seconds: float) -> OwnerLock | None:
+    """Share a folder, or learn that a daemon serves it.
+
+    Args:
+        folder: The database folder.
+        role: See :class:`OwnerLock`.
+        seconds: How long to wait for an exclusive holder that is no daemon.
+
+    Returns:
+        The shared lock, or None when the holder is a daemon.
+
+    Raises:
+        DatabaseLockedError: The holder stayed.
+    """
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            return OwnerLock(folder, role, shared=True)
+        except DatabaseLockedError as error:
+            if error.details.get("role") == "daemon":
+                return None
+            if time.monotonic() >= give_up:
+                raise
+        time.sleep(_POLL_SECONDS)
+
+
+def _locked(folder: Path, holders: list[int]) -> DatabaseLockedError:
     owner = read_owner(folder)
-    role, pid, socket = owner.get("role", "process"), owner.get("pid"), owner.get("socket")
-    who = f"{role} with pid {pid}" if pid else "another process"
+    role, socket = owner.get("role", "process"), owner.get("socket")
+    if holders and role != "concurrent":
+        owner["pid"] = holders[0]
+    pid = owner.get("pid")
+    if role == "concurrent":
+        if holders:
+            owner["pids"] = holders
+        pids = ", ".join(map(str, holders)) or str(pid)
+        who = f"concurrent openers (pid {pids})"
+    else:
+        who = f"{role} with pid {pid}" if pid else "another process"
     if role == "daemon" and socket:
         remedy = f"Connect to it with IpcClient.connect({socket!r}), or stop it: toondb-server stop --db {folder}"
+    elif role == "concurrent":
+        remedy = "Open it with Database.open_concurrent() as they do, or close it there first."
     else:
         remedy = "Close it there first, or serve the folder to all processes with: toondb-server --db " + str(folder)
     return DatabaseLockedError(
         f"the database {folder} is in use by {who}.",
         remediation=remedy,
-        details={key: owner.get(key) for key in ("pid", "role", "socket", "since") if owner.get(key) is not None},
+        details={
+            key: owner.get(key) for key in ("pid", "pids", "role", "socket", "since") if owner.get(key) is not None
+        },
     )

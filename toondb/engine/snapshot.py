@@ -12,7 +12,7 @@ from typing import Any
 import lmdb
 
 from toondb_protocol.errors import DatabaseClosedError, SnapshotExpiredError, ToonDBError
-from toondb_protocol.record import HEADER_SIZE, META_LSN
+from toondb_protocol.record import EXPIRY_SIZE, HEADER_SIZE, META_LSN, decode_expiry, live_value, now_ms
 
 from .environment import Environment, Space, storage_error
 
@@ -49,6 +49,16 @@ def records(
     if values:
         return iter(walk())
     return zip(walk(keys=True, values=False), repeat(b""))
+
+
+def live_pairs(pairs: Iterator[tuple[bytes, bytes]], now: int) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs whose record has not expired at ``now``, each record in the form of one that never does."""
+    for key, raw in pairs:
+        expires = decode_expiry(raw)
+        if expires is None:
+            yield key, raw
+        elif expires > now:
+            yield key, raw[EXPIRY_SIZE:]
 
 
 class Snapshot:
@@ -93,8 +103,7 @@ class Snapshot:
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, or None."""
-        raw = self.record(Space.KV, key)
-        return None if raw is None else raw[HEADER_SIZE:]
+        return live_value(self.record(Space.KV, key))
 
     def records(self, space: Space, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """All (key, raw record) pairs of [start, end); for validation, which runs on one thread."""
@@ -142,6 +151,7 @@ class SnapshotScan:
         start, end: The half-open range; ``end`` None = to the last key.
         reverse: Descending order.
         values: False reads keys only; every value is then ``b""``.
+        now: The time by which records have expired, milliseconds since 1970 UTC; None = this moment.
         own: Close the snapshot together with the scan.
 
     Attributes:
@@ -160,6 +170,7 @@ class SnapshotScan:
         *,
         reverse: bool = False,
         values: bool = True,
+        now: int | None = None,
         own: bool = False,
     ) -> None:
         self.snapshot = snapshot
@@ -174,7 +185,13 @@ class SnapshotScan:
                 raise snapshot._over()
             database = environment.spaces[space]
             try:
-                self._pairs = records(snapshot._txn, database, start, end, reverse=reverse, values=values)
+                if environment.has_expiring(snapshot._txn):
+                    # Whether a record has expired is in the record.
+                    pairs = records(snapshot._txn, database, start, end, reverse=reverse)
+                    pairs = live_pairs(pairs, now_ms() if now is None else now)
+                    self._pairs = pairs if values else ((key, b"") for key, _ in pairs)
+                else:
+                    self._pairs = records(snapshot._txn, database, start, end, reverse=reverse, values=values)
             except lmdb.Error as error:
                 raise storage_error(error, "scanning") from None
         if self.exhausted:

@@ -16,10 +16,10 @@ import lmdb
 import msgpack
 
 from toondb_protocol.errors import ConfigurationError, CorruptionError, DatabaseError
-from toondb_protocol.record import META_DATABASE, META_FORMAT
+from toondb_protocol.record import FORMAT_VERSION, META_DATABASE, META_FORMAT
 
 from . import pages
-from .environment import DATA_FILE, FORMAT_VERSION, storage_error
+from .environment import DATA_FILE, READABLE_FORMATS, storage_error
 from .file_check import FileReport, check_file
 from .file_swap import LMDB_LOCK_FILE, create_private, hand_over, write_all
 
@@ -185,7 +185,7 @@ def read_format(path: Path, what: str) -> dict[str, Any]:
         ) from None
     except lmdb.Error as error:
         raise storage_error(error, f"reading {path}") from None
-    if version != FORMAT_VERSION:
+    if version not in READABLE_FORMATS:
         raise DatabaseError(
             f"{what} has format {version}, this version reads format {FORMAT_VERSION}.",
             remediation="Use the version that wrote it.",

@@ -19,11 +19,12 @@ from toondb_protocol.errors import (
     ValidationError,
 )
 from toondb_protocol.keys import check_key
-from toondb_protocol.record import HEADER_SIZE, decode_lsn, encode_record
+from toondb_protocol.record import HEADER_SIZE, Expiring, decode_expiry, decode_lsn, live_value, now_ms
 
 from .environment import Environment, Space
 from .options import Isolation
 from .snapshot import Snapshot, SnapshotScan, records
+from .write_batch import WriteBatch
 from .write_set import ABSENT, MergedScan, Scan, WriteSet
 
 __all__ = ["State", "Transaction", "TransactionScan"]
@@ -115,11 +116,22 @@ class Transaction:
         self.snapshot.touched_at = time.monotonic()
         written = self.writes[space].get(key)
         if written is not ABSENT:
-            return written  # type: ignore[return-value]
+            return _live(written) if type(written) is Expiring else written  # type: ignore[return-value]
         raw = self.snapshot.record(space, key)
         if self._points is not None:
             self._points.add((space, key))
-        return None if raw is None else raw[HEADER_SIZE:]
+        return live_value(raw)
+
+    def get_with_expiry(self, key: bytes) -> tuple[bytes | None, int | None]:
+        """The value of a key as this transaction sees it, and when it expires (milliseconds since 1970 UTC)."""
+        value = self.get(key)
+        if value is None:
+            return None, None
+        written = self.writes[Space.KV].get(key)
+        if written is not ABSENT:
+            return value, written.expires_ms if type(written) is Expiring else None
+        raw = self.snapshot.record(Space.KV, key)
+        return value, None if raw is None else decode_expiry(raw)
 
     def scan(
         self,
@@ -129,12 +141,18 @@ class Transaction:
         reverse: bool = False,
         values: bool = True,
         space: Space = Space.KV,
+        now: int | None = None,
     ) -> Scan:
-        """A scan of [start, end) over snapshot and write set, both as of now: later writes do not show in it."""
+        """A scan of [start, end) over snapshot and write set, both as of now: later writes do not show in it.
+
+        ``now`` is the time by which records have expired, see :class:`SnapshotScan`.
+        """
         self._check_active()
-        base: Scan = SnapshotScan(self.snapshot, space, start, end, reverse=reverse, values=values)
+        now = now_ms() if now is None else now
+        base: Scan = SnapshotScan(self.snapshot, space, start, end, reverse=reverse, values=values, now=now)
         changes = self.writes[space].range(start, end)
         if changes:
+            changes = [(key, _live(value, now)) for key, value in changes]
             if not values:
                 changes = [(key, None if value is None else b"") for key, value in changes]
             base = MergedScan(base, changes, reverse=reverse)
@@ -170,6 +188,11 @@ class Transaction:
     def delete(self, key: bytes, space: Space = Space.KV) -> None:
         """Record the delete of a key."""
         self.put(key, None, space)
+
+    @property
+    def expired(self) -> bool:
+        """Whether it was aborted for being idle or open for too long."""
+        return isinstance(self._ended, TransactionExpiredError)
 
     @property
     def size(self) -> int:
@@ -260,7 +283,8 @@ class Transaction:
 
         First committer wins: a written key must have the record that the snapshot has. LSNs only grow, so a
         record not newer than the snapshot is that record; only for a key that is absent now must the
-        snapshot be asked. A serializable transaction also checks every point and range that it read.
+        snapshot be asked. A serializable transaction also checks every point and range that it read. A record that
+        expired is no record, whether it was reclaimed since or not.
 
         Raises:
             TransactionConflictError: Names the first key that another transaction changed.
@@ -280,22 +304,23 @@ class Transaction:
             self._check_range(txn, covered)
 
     def _check_key(self, space: Space, key: bytes, now: bytes | None, since: int, did: str) -> None:
-        if (self.snapshot.record(space, key) is not None) if now is None else (decode_lsn(now) > since):
+        if (live_value(self.snapshot.record(space, key)) is not None) if now is None else (decode_lsn(now) > since):
             raise _conflict(self.id, did, key)
 
     def _check_range(self, txn: Any, covered: _ReadRange) -> None:
         start, end = covered.start, covered.end
         if end is not None and start >= end:
             return
-        now = _until(records(txn, self._environment.spaces[covered.space], start, end), end)
-        then = self.snapshot.records(covered.space, start, end)
+        clock = now_ms()
+        now = _until(records(txn, self._environment.spaces[covered.space], start, end), end, clock)
+        then = _until(self.snapshot.records(covered.space, start, end), end, clock)
         for old, new in zip_longest(then, now):
             if old is None or new is None or old[0] != new[0] or old[1][:HEADER_SIZE] != new[1][:HEADER_SIZE]:
                 key = min(pair[0] for pair in (old, new) if pair is not None)
                 raise _conflict(self.id, "scanned past", key)
 
-    def apply(self, txn: Any, lsn: int) -> int:
-        """Write the write set into the LMDB transaction as commit ``lsn`` + 1.
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
+        """Write the write set into a batch as commit ``lsn`` + 1.
 
         Returns:
             The LSN of this commit.
@@ -306,17 +331,21 @@ class Transaction:
         if self.state is not State.COMMITTING:
             raise self._ended or self._closed_error()
         if lsn != self.snapshot.lsn:
-            self.validate(txn)
+            self.validate(batch.txn)
         lsn += 1
-        for space in Space:
-            database = self._environment.spaces[space]
-            put, delete = txn.put, txn.delete
+        put, delete = batch.put, batch.delete
+        for key, value in self.writes[Space.KV].items():
+            if value is None:
+                delete(key, lsn)
+            else:
+                put(key, value, lsn)
+        for space in _OTHER_SPACES:
             for key, value in self.writes[space].items():
-                if value is None:
-                    delete(key, db=database)
-                else:
-                    put(key, encode_record(key, value, lsn), db=database)
+                batch.put_record(space, key, value, lsn)
         return lsn
+
+
+_OTHER_SPACES = tuple(space for space in Space if space is not Space.KV)
 
 
 class TransactionScan:
@@ -365,11 +394,21 @@ class TransactionScan:
         self._scan.close()
 
 
-def _until(pairs: Iterator[tuple[bytes, bytes]], end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+def _until(pairs: Iterator[tuple[bytes, bytes]], end: bytes | None, now: int) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs before ``end`` whose record has not expired."""
     for pair in pairs:
         if end is not None and pair[0] >= end:
             return
-        yield pair
+        expires = decode_expiry(pair[1])
+        if expires is None or expires > now:
+            yield pair
+
+
+def _live(value: bytes | None, now: int | None = None) -> bytes | None:
+    """A written value as of now: None when it has expired."""
+    if type(value) is Expiring:
+        return bytes(value) if value.expires_ms > (now_ms() if now is None else now) else None
+    return value
 
 
 def _conflict(transaction_id: int, did: str, key: bytes) -> TransactionConflictError:

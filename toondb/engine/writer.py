@@ -25,34 +25,36 @@ from toondb_protocol.errors import (
     StorageFullError,
     ToonDBError,
 )
-from toondb_protocol.record import META_LSN, encode_record
+from toondb_protocol.record import META_LSN
 
 from .environment import Environment, disk_full, storage_error
 from .options import SyncMode
 from .snapshot import read_lsn
+from .write_batch import Reclaim, WriteBatch
 
 __all__ = ["Checkpoint", "Unit", "WriteRequest", "Writer"]
 
 _pack_lsn = struct.Struct("<Q").pack
 _MAX_REQUESTS_PER_BATCH = 1024
 _TIDY_SECONDS = 5.0
+_RECLAIM_SECONDS = 1.0
 _FLUSH_SECONDS = 1.0
 
 
 class CommitUnit(Protocol):
     """Something that is applied as one transaction. May be applied again after a failed batch.
 
-    One that has an attribute ``size`` is counted with so many bytes.
+    One that writes keys names them in an attribute ``written_keys``.
     """
 
-    def apply(self, txn: Any, lsn: int) -> int:
-        """Apply to the LMDB transaction and return the LSN after it; raise ToonDBError to change nothing."""
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
+        """Write into the batch and return the LSN after it; raise ToonDBError to change nothing."""
 
 
 class Checkpoint:
     """A unit that makes everything before it durable, whatever the sync mode."""
 
-    def apply(self, txn: Any, lsn: int) -> int:
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
         """Nothing to write; the writer syncs after the batch."""
         return lsn
 
@@ -110,8 +112,8 @@ class Writer:
     Attributes:
         commits: LMDB commits so far.
         transactions: Units applied so far.
-        on_commit: Called with the keys that a commit wrote (and perhaps others), after ``mark`` was replaced and
-            before anybody is told; on the thread that commits. Must not raise or block.
+        on_commit: Each is called with the keys that a commit wrote (and perhaps others), after ``mark`` was replaced
+            and before anybody is told; on the thread that commits. Must not raise or block.
         bytes_written: Bytes of the keys and values in them.
         failed: The storage failure that stopped writing, if any.
         lost: The failure to sync what had been acknowledged in a lazy sync mode, if any.
@@ -131,7 +133,7 @@ class Writer:
         self.commits = 0
         self.transactions = 0
         self.bytes_written = 0
-        self.on_commit: Callable[[Iterable[bytes]], None] | None = None
+        self.on_commit: list[Callable[[Iterable[bytes]], None]] = []
         self.failed: ToonDBError | None = None
         self.lost: ToonDBError | None = None
         self._thread = threading.Thread(target=self._run, name="toondb-writer", daemon=True)
@@ -194,10 +196,11 @@ class Writer:
             raise
 
     def _serve(self) -> None:
-        tidy_at = flush_at = time.monotonic() + _FLUSH_SECONDS
+        tidy_at = flush_at = reclaim_at = time.monotonic() + _FLUSH_SECONDS
         stop = False
         while not stop:
-            stop = self._take(max(0.0, min(tidy_at, flush_at if self._unsynced else tidy_at) - time.monotonic()))
+            wake_at = min(tidy_at, reclaim_at, flush_at if self._unsynced else tidy_at)
+            stop = self._take(max(0.0, wake_at - time.monotonic()))
             if self._taken:
                 was_unsynced = self._unsynced
                 with self._turn:
@@ -213,11 +216,34 @@ class Writer:
                     if self._unsynced and self.failed is None:
                         self._sync()
                 flush_at = now + _FLUSH_SECONDS
+            if now >= reclaim_at:
+                reclaim_at = now + (_RECLAIM_SECONDS if self._reclaim() else _TIDY_SECONDS)
             if now >= tidy_at:
                 # Reader slots of killed processes would keep old pages for ever.
                 with contextlib.suppress(lmdb.Error):
                     self._environment.lmdb.reader_check()
                 tidy_at = now + _TIDY_SECONDS
+
+    def _reclaim(self) -> bool:
+        """Delete records that have expired, as far as nobody waits for longer; whether any record expires at all."""
+        environment = self._environment
+        try:
+            view = environment.begin_view()
+        except ToonDBError:
+            return False
+        try:
+            expiring = environment.has_expiring(view)
+        except lmdb.Error:
+            return False
+        finally:
+            environment.end_view(view)
+        while expiring and self.failed is None and self._queue.empty():
+            unit = Reclaim()
+            with self._turn:
+                self._results([unit])
+            if not unit.unfinished:
+                break
+        return expiring
 
     def _take(self, timeout: float) -> bool:
         """Take what is waiting, or wait for something; whether the end mark was met."""
@@ -283,14 +309,16 @@ class Writer:
             return [], self.failed
         environment = self._environment
         results: list[int | ToonDBError] = []
-        written = 0
+        batch: WriteBatch | None = None
         before_view: Any = None
         try:
             txn = environment.lmdb.begin(write=True)
             try:
                 before = read_lsn(environment, txn)
-                lsn, written, checkpoint = self._apply(txn, units, before, results)
+                batch = WriteBatch(environment, txn)
+                lsn, checkpoint = self._apply(batch, units, before, results)
                 if lsn != before:
+                    batch.finish()
                     txn.put(META_LSN, _pack_lsn(lsn), db=environment.meta)
                     # If LMDB fails to write its root page it refuses every new transaction, also for reading:
                     # this one stays then. It pins nothing that the commit could reuse.
@@ -304,7 +332,7 @@ class Writer:
                     txn.abort()
                 raise
         except lmdb.Error as error:
-            return [], self._not_committed(error, before_view, written)
+            return [], self._not_committed(error, before_view, batch.written if batch is not None else 0)
         except Exception as error:
             # A defect must answer its submitters; swallowing it here would hang them.
             return [], InternalError(f"the writer failed: {type(error).__name__}: {error}")
@@ -314,11 +342,11 @@ class Writer:
         if lsn != before:
             self.commits += 1
             self.transactions += lsn - before
-            self.bytes_written += written
+            self.bytes_written += batch.written
             self._unsynced = environment.sync_mode is not SyncMode.FULL
             environment.announce(lsn)
-            if self.on_commit is not None:
-                self.on_commit(_written_keys(units))
+            for listener in self.on_commit:
+                listener(_written_keys(units))
         if checkpoint and self._unsynced:
             failure = self._sync()
             if failure is not None:
@@ -328,33 +356,30 @@ class Writer:
                 ], None
         return results, None
 
-    def _apply(self, txn: Any, units: list[Unit], lsn: int, results: list[int | ToonDBError]) -> tuple[int, int, bool]:
-        """Apply units and append their results; the LSN after them, the bytes written, whether one is a checkpoint."""
-        database = self._environment.kv
-        put = txn.put
-        written = 0
+    def _apply(
+        self, batch: WriteBatch, units: list[Unit], lsn: int, results: list[int | ToonDBError]
+    ) -> tuple[int, bool]:
+        """Apply units and append their results; the LSN after them, and whether one is a checkpoint."""
+        put, delete = batch.put, batch.delete
         checkpoint = False
         for unit in units:
             if type(unit) is tuple:
                 key, value = unit
                 if value is not None:
                     lsn += 1
-                    put(key, encode_record(key, value, lsn), db=database)
-                    written += len(key) + len(value)
-                elif txn.delete(key, db=database):
-                    lsn += 1
-                    written += len(key)
+                    put(key, value, lsn)
+                else:
+                    lsn += delete(key, lsn + 1)
                 results.append(lsn)
             else:
                 checkpoint = checkpoint or type(unit) is Checkpoint
                 try:
-                    lsn = unit.apply(txn, lsn)  # type: ignore[union-attr]
+                    lsn = unit.apply(batch, lsn)  # type: ignore[union-attr]
                 except ToonDBError as error:
                     results.append(error)
                 else:
                     results.append(lsn)
-                    written += getattr(unit, "size", 0)
-        return lsn, written, checkpoint
+        return lsn, checkpoint
 
     # Failures
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, SupportsIndex, overload
 
-from toondb_protocol.errors import ProtocolError
+from .errors import ProtocolError
 
 __all__ = ["Row", "pair_rows"]
 

@@ -1,0 +1,202 @@
+"""What callers pass: checks and conversions that are the same in every mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from .errors import ValidationError
+from .keys import BytesLike, KeyLike, as_bound, as_key, as_prefix, as_value, prefix_end
+
+__all__ = [
+    "ISOLATIONS",
+    "MAX_INTEGER",
+    "MIN_INTEGER",
+    "Items",
+    "ScanRange",
+    "answer_by_given",
+    "check_isolation",
+    "given_keys",
+    "integer",
+    "pairs",
+    "scan_range",
+    "several",
+    "text",
+    "ttl_to_ms",
+    "wait_seconds",
+    "whole_number",
+]
+
+Items: TypeAlias = Mapping[Any, BytesLike] | Iterable[tuple[KeyLike, BytesLike]]
+"""What ``put_many`` takes: a mapping, or pairs of key and value."""
+
+ISOLATIONS = ("snapshot", "serializable")
+
+MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1
+"""What a counter can hold: a signed 64-bit integer, so that a client in any language can."""
+
+_MOST = 1 << 62
+_MOST_TTL_MS = 1 << 52
+
+
+def whole_number(name: str, value: int, least: int = 0) -> int:
+    """``value`` when it is a number of ``least`` or more; more than any database holds is cut to what fits a frame.
+
+    Raises:
+        ValidationError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValidationError(f"{name} must be a number of {least} or more, got {value!r:.60}.")
+    return min(value, _MOST)
+
+
+def integer(name: str, value: int) -> int:
+    """``value`` when it is a signed 64-bit integer.
+
+    Raises:
+        ValidationError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not MIN_INTEGER <= value <= MAX_INTEGER:
+        raise ValidationError(f"{name} must be an integer of 64 bits, got {value!r:.60}.")
+    return value
+
+
+def text(what: str, value: object) -> str:
+    """``value`` when it is text that UTF-8 can carry.
+
+    Raises:
+        ValidationError: It is not.
+    """
+    if not isinstance(value, str):
+        raise ValidationError(f"{what} is text, got {type(value).__name__}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValidationError(f"{what} {value!r} is not valid Unicode text.") from None
+    return value
+
+
+def ttl_to_ms(ttl: float) -> int:
+    """A time to live in whole milliseconds, at least 1.
+
+    Args:
+        ttl: Seconds, more than 0.
+
+    Raises:
+        ValidationError: It is not a positive, finite number.
+    """
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not math.isfinite(ttl) or ttl <= 0:
+        raise ValidationError(f"ttl must be a positive number of seconds, got {ttl!r:.60}.")
+    return max(1, min(_MOST_TTL_MS, math.ceil(ttl * 1000)))
+
+
+def wait_seconds(timeout: float | None) -> float | None:
+    """How long a watch waits for the next change; None = for ever.
+
+    Raises:
+        ValidationError: It is not a number of 0 or more.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or math.isnan(timeout) or timeout < 0:
+        raise ValidationError(f"timeout must be a number of seconds, 0 or more, got {timeout!r:.60}.")
+    return None if math.isinf(timeout) else float(timeout)
+
+
+def check_isolation(isolation: str) -> str:
+    """``isolation`` as plain text when it is known.
+
+    Raises:
+        ValidationError: It is not; the message lists what is.
+    """
+    if isolation not in ISOLATIONS:
+        raise ValidationError(f"isolation {isolation!r} is unknown; known: {', '.join(ISOLATIONS)}.")
+    return str(isolation)
+
+
+# Collections of keys and pairs
+
+
+def several(what: str, items: object) -> Iterable[Any]:
+    """``items`` when it is a collection; a single key must not be taken for a collection of its characters."""
+    if isinstance(items, (str, bytes, bytearray, memoryview)) or not isinstance(items, Iterable):
+        raise ValidationError(f"{what} must be a collection, not {type(items).__name__}.")
+    return items
+
+
+def given_keys(keys: Iterable[KeyLike]) -> list[tuple[bytes, Any]]:
+    """Each key as bytes and as the caller wrote it (bytes, when that cannot be a key of a dict)."""
+    return [
+        (name, name if isinstance(key, (bytearray, memoryview)) else key)
+        for key in several("keys", keys)
+        for name in (as_key(key),)
+    ]
+
+
+def answer_by_given(given: list[tuple[bytes, Any]], found: Mapping[bytes, bytes]) -> dict[Any, bytes]:
+    """The values found, by the key as the caller wrote it, in the caller's order."""
+    return {key: found[name] for name, key in given if name in found}
+
+
+def pairs(items: Items) -> list[tuple[bytes, bytes]]:
+    """The pairs of ``put_many`` as bytes.
+
+    Raises:
+        ValidationError: Something is not a pair of key and value.
+    """
+    rows = several("items", items.items() if isinstance(items, Mapping) else items)
+    out: list[tuple[bytes, bytes]] = []
+    for row in rows:
+        if not isinstance(row, (tuple, list)) or len(row) != 2:
+            raise ValidationError(f"an item is a pair of key and value, got {type(row).__name__}.")
+        out.append((as_key(row[0]), as_value(row[1])))
+    return out
+
+
+# Ranges
+
+
+class ScanRange(NamedTuple):
+    """A half-open key range with its options; ``limit`` and ``batch`` 0 = none given."""
+
+    start: bytes
+    end: bytes | None
+    limit: int
+    reverse: bool
+    batch: int
+
+
+def scan_range(
+    start: KeyLike | None,
+    end: KeyLike | None,
+    *,
+    limit: int | None,
+    reverse: bool,
+    batch: int | None = None,
+    prefix: bool | None = None,
+) -> ScanRange:
+    """The range that ``scan(prefix)`` or ``scan(start, end)`` means.
+
+    Args:
+        start: The prefix, when ``end`` is None (or ``prefix`` is true); else the first key.
+        end: End of the range, exclusive.
+        limit: Rows at the most; None = all.
+        reverse: Descending order.
+        batch: Rows fetched at a time; None = as many as suits.
+        prefix: Force one reading; None decides by ``end``.
+
+    Raises:
+        ValidationError: A limit or batch is not a number, or negative.
+    """
+    limit = None if limit is None else whole_number("limit", limit)
+    batch = 0 if batch is None else whole_number("batch_size", batch, 1)
+    if prefix or (prefix is None and end is None):
+        low = as_prefix(start if start is not None else b"")
+        high = prefix_end(low)
+    else:
+        low = as_bound(start) or b""
+        high = as_bound(end)
+    if limit == 0:
+        high = low  # nothing was asked for; a limit of 0 means none is set
+    return ScanRange(low, high, limit or 0, bool(reverse), batch)

@@ -1,0 +1,628 @@
+"""The embedded database: the engine in this process, without a server."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+
+from toondb import toon
+from toondb.config import engine_options
+from toondb.embedded import (
+    EmbeddedStore,
+    TransactionStore,
+    answer_query,
+    delete_below,
+    make_schema,
+    put_pairs,
+    rows_of,
+    seconds_left,
+    timed,
+)
+from toondb.engine.catalog import CreateTable
+from toondb.engine.conditional import Conditional
+from toondb.engine.engine import Engine
+from toondb.engine.environment import prepare_folder
+from toondb.engine.options import Access, EngineOptions, Isolation
+from toondb.engine.transaction import State
+from toondb.engine.transaction import Transaction as EngineTransaction
+from toondb.pipeline import Pipeline
+from toondb_protocol.arguments import (
+    Items,
+    ScanRange,
+    answer_by_given,
+    check_isolation,
+    given_keys,
+    pairs,
+    wait_seconds,
+    whole_number,
+)
+from toondb_protocol.backoff import delays
+from toondb_protocol.changes import Change
+from toondb_protocol.columns import Columns
+from toondb_protocol.errors import (
+    ConfigurationError,
+    DatabaseClosedError,
+    ForkedProcessError,
+    ToonDBError,
+    TransactionClosedError,
+    TransactionConflictError,
+    ValidationError,
+)
+from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_prefix, as_value, prefix_end
+from toondb_protocol.paths import path_key
+from toondb_protocol.query_builder import QueryAnswer
+from toondb_protocol.rows import Row
+
+if TYPE_CHECKING:
+    from toondb.plugins import PluginRegistry
+
+__all__ = ["Database", "Transaction"]
+
+T = TypeVar("T")
+
+_WATCH_WAIT_SECONDS = 1.0
+_WRITE_ATTEMPTS = 100
+
+
+# One engine for each folder: LMDB must not be opened twice in one process.
+
+
+class _Shared:
+    """An open engine and the handles that share it."""
+
+    def __init__(self, engine: Engine, options: EngineOptions, *, concurrent: bool) -> None:
+        self.engine = engine
+        self.options = options
+        self.concurrent = concurrent
+        self.handles = 1
+
+
+_FolderId = tuple[int, int]
+
+_lock = threading.Lock()
+_opening: dict[_FolderId, threading.Lock] = {}
+_shared: dict[_FolderId, _Shared] = {}
+_inherited: set[_FolderId] = set()
+
+
+def _after_fork() -> None:
+    global _lock, _opening, _shared
+    _inherited.update(_shared)
+    # Kept alive: what is collected would be closed, under the parent that still uses it.
+    _leaked.append(_shared)
+    _lock, _opening, _shared = threading.Lock(), {}, {}
+
+
+_leaked: list[dict[_FolderId, _Shared]] = []
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@atexit.register
+def _close_all() -> None:
+    for shared in list(_shared.values()):
+        with contextlib.suppress(ToonDBError):
+            shared.engine.close()
+
+
+def _share(path: str | os.PathLike[str], options: EngineOptions, *, concurrent: bool) -> tuple[_FolderId, _Shared]:
+    folder = prepare_folder(path, create=options.create_if_missing)
+    found = os.stat(folder)
+    identity = (found.st_dev, found.st_ino)
+    if identity in _inherited:
+        raise ForkedProcessError(
+            f"the database {folder} was opened by the parent process, and cannot be opened again in its child.",
+            remediation="Open it after the fork, or start the process by spawn (multiprocessing.get_context('spawn')).",
+        )
+    with _lock:
+        opening = _opening.setdefault(identity, threading.Lock())
+    # Not under the lock of all folders: an owner that is about to leave is waited for.
+    with opening:
+        with _lock:
+            shared = _shared.get(identity)
+            if shared is not None and not shared.engine.closed:
+                _check_same(folder, shared, options, concurrent=concurrent)
+                shared.handles += 1
+                return identity, shared
+        role = "concurrent" if concurrent else "embedded"
+        shared = _Shared(Engine(folder, options, role=role, shared=concurrent), options, concurrent=concurrent)
+        with _lock:
+            _shared[identity] = shared
+        return identity, shared
+
+
+def _check_same(folder: os.PathLike[str], shared: _Shared, options: EngineOptions, *, concurrent: bool) -> None:
+    if shared.concurrent is not concurrent:
+        other = "open_concurrent()" if shared.concurrent else "open()"
+        raise ConfigurationError(
+            f"the database {folder} is open in this process with Database.{other} already.",
+            remediation="Open it the same way, or share that handle.",
+        )
+    if shared.options != options:
+        raise ConfigurationError(
+            f"the database {folder} is open in this process with another config already.",
+            remediation="Give the same config, or share that handle.",
+        )
+
+
+def _unshare(identity: _FolderId, shared: _Shared) -> None:
+    with _lock:
+        shared.handles -= 1
+        if shared.handles:
+            return
+        if _shared.get(identity) is shared:
+            del _shared[identity]
+    shared.engine.close()
+
+
+class Database(EmbeddedStore):
+    """A database in this process: the same store as behind a daemon, without one. Safe to share between threads.
+
+    Make one with :meth:`open` (this process alone) or :meth:`open_concurrent` (together with other processes). Several
+    handles of one folder in one process share one engine. It cannot be used in a forked child.
+    """
+
+    def __init__(self, identity: _FolderId, shared: _Shared) -> None:
+        self._identity = identity
+        self._shared = shared
+        self._engine = shared.engine
+        self._close_lock = threading.Lock()
+        self._closed = False
+        self._plugins: PluginRegistry | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> Database:
+        """Open a database for this process alone; the folder is created when missing (its parent is not).
+
+        Args:
+            path: The database folder.
+            config: See :func:`toondb.config.engine_options`: ``create_if_missing``, ``sync_mode``, ``wal_enabled``,
+                ``memtable_size_bytes``, ``map_size_bytes``, ``change_history_bytes``.
+
+        Raises:
+            DatabaseLockedError: Another process has it open; the error names it, and the daemon's socket.
+            ConfigurationError: The folder or the config cannot be.
+            DatabaseNotFoundError: There is none, and ``create_if_missing`` is False.
+            CorruptionError, StorageError: Its files cannot be used.
+        """
+        return cls(*_share(path, engine_options(config), concurrent=False))
+
+    @classmethod
+    def open_concurrent(cls, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> Database:
+        """Open a database together with other processes that do the same.
+
+        Each sees the commits of the others at once, and conflicts between them are found as between threads. Beside
+        a daemon it is opened for reading only. An exclusive owner (:meth:`open`, or a maintenance command) is waited
+        for, for 5 seconds at the most.
+
+        Args:
+            path: The database folder.
+            config: See :meth:`open`. The same in every process, as far as it says how data is stored.
+
+        Raises:
+            DatabaseLockedError: An exclusive owner stayed.
+            ConfigurationError, DatabaseNotFoundError, CorruptionError, StorageError: See :meth:`open`.
+        """
+        return cls(*_share(path, engine_options(config), concurrent=True))
+
+    @staticmethod
+    def to_toon(
+        table: str,
+        records: Iterable[Mapping[str, Any]],
+        fields: Sequence[str] | None = None,
+        *,
+        dialect: str = "classic",
+    ) -> str:
+        """Records as TOON text; see :func:`toondb.toon.to_toon`."""
+        return toon.to_toon(table, records, fields, dialect=dialect)
+
+    @staticmethod
+    def from_toon(text: str, *, dialect: str = "classic") -> tuple[str, list[str], list[dict[str, Any]]]:
+        """The table name, fields and records of a TOON text; see :func:`toondb.toon.from_toon`."""
+        return toon.from_toon(text, dialect=dialect)
+
+    @property
+    def path(self) -> str:
+        """The absolute path of the database folder."""
+        return str(self._engine.folder)
+
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether other processes may have it open, too."""
+        return self._engine.access is not Access.EXCLUSIVE
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it was opened beside a daemon, for reading only."""
+        return self._engine.access is Access.READ
+
+    @property
+    def plugins(self) -> PluginRegistry:
+        """The plugins of this handle: Python code that is called for changes of rows."""
+        if self._plugins is None:
+            from toondb.plugins import PluginRegistry
+
+            self._plugins = PluginRegistry()
+        return self._plugins
+
+    # Keys
+
+    def get(self, key: KeyLike) -> bytes | None:
+        return self._engine.get(key if type(key) is bytes else as_key(key))
+
+    def put(self, key: KeyLike, value: BytesLike, *, ttl: float | None = None) -> None:
+        self._write([(as_key(key), timed(as_value(value), ttl))])
+
+    def delete(self, key: KeyLike) -> None:
+        self._write([(as_key(key), None)])
+
+    def _write(self, units: list[Any]) -> None:
+        result = self._engine.write(units)[0]
+        if isinstance(result, ToonDBError):
+            raise result
+
+    def exists(self, key: KeyLike) -> bool:
+        return self._engine.get(as_key(key)) is not None
+
+    def _decide(self, unit: Conditional) -> Any:
+        return self._engine.apply(unit)
+
+    def ttl(self, key: KeyLike) -> float | None:
+        return seconds_left(*self._engine.get_with_expiry(as_key(key)))
+
+    def delete_path(self, path: str | Sequence[str], *, recursive: bool = False) -> None:
+        key = as_key(path_key(path))
+        if recursive:
+            self._atomically(lambda transaction: delete_below(transaction, key))
+        else:
+            self._write([(key, None)])
+
+    def get_many(self, keys: Iterable[KeyLike]) -> dict[Any, bytes]:
+        given = given_keys(keys)
+        snapshot = self._engine.snapshot()
+        try:
+            found = {name: value for name, _ in given if (value := snapshot.get(name)) is not None}
+        finally:
+            snapshot.close()
+        self._engine.bytes_read += sum(map(len, found.values()))
+        return answer_by_given(given, found)
+
+    def put_many(self, items: Items, *, ttl: float | None = None) -> int:
+        rows = pairs(items)
+        if rows:
+            self._atomically(lambda transaction: put_pairs(transaction, rows, ttl))
+        return len(rows)
+
+    def delete_many(self, keys: Iterable[KeyLike]) -> int:
+        names = [name for name, _ in given_keys(keys)]
+
+        def delete(transaction: EngineTransaction) -> None:
+            for name in names:
+                transaction.delete(name)
+
+        if names:
+            self._atomically(delete)
+        return len(names)
+
+    def _atomically(self, write: Callable[[EngineTransaction], None]) -> None:
+        """Run writes in a transaction of their own, again on conflict: to the caller it is one plain write."""
+        for attempt in range(1, _WRITE_ATTEMPTS + 1):
+            transaction = self._engine.begin()
+            try:
+                write(transaction)
+                self._engine.commit(transaction)
+            except TransactionConflictError:
+                if attempt == _WRITE_ATTEMPTS:
+                    raise
+            except BaseException:
+                with contextlib.suppress(ToonDBError):
+                    self._engine.abort(transaction)
+                raise
+            else:
+                return
+
+    def _scan(self, scan: ScanRange) -> Iterator[Row]:
+        # A generator: the snapshot is taken with its first step.
+        engine = self._engine
+        yield from rows_of(engine.scan(scan.start, scan.end, reverse=scan.reverse), scan.limit, scan.batch, engine)
+
+    def _answer_query(self, body: Mapping[str, Any]) -> QueryAnswer:
+        snapshot = self._engine.snapshot()
+        try:
+            return answer_query(snapshot, body, self._engine)
+        finally:
+            snapshot.close()
+
+    def create_table(self, name: str, columns: Columns) -> None:
+        self._write([CreateTable(make_schema(name, columns))])
+
+    def pipeline(self) -> Pipeline:
+        """Gather requests and execute them together; see :class:`Pipeline`."""
+        return Pipeline(self, lambda writes: self._engine.write(list(writes)))
+
+    # Changes
+
+    def watch(
+        self, prefix: KeyLike = b"", *, since_lsn: int | None = None, timeout: float | None = None
+    ) -> Iterator[Change]:
+        """The changes of the keys that start with ``prefix``, as they are committed.
+
+        Args:
+            prefix: Of the keys; empty = all.
+            since_lsn: Begin with the changes after this commit; None = after now.
+            timeout: End when no change came for so many seconds, 0 = with those that are there; None = never end.
+
+        Yields:
+            A :class:`Change` for each, in the order of the commits. The history is bounded: a watcher that lags too
+            far behind is told.
+
+        Raises:
+            HistoryTrimmedError: The changes after ``since_lsn`` are no longer all there.
+        """
+        start = as_prefix(prefix)
+        seconds = wait_seconds(timeout)
+        if since_lsn is None:
+            _, lsn = _all(self._engine.read_changes(None))
+        else:
+            lsn = whole_number("since_lsn", since_lsn)
+        return self._watch(lsn, start, prefix_end(start), seconds)
+
+    def _watch(self, lsn: int, start: bytes, end: bytes | None, seconds: float | None) -> Iterator[Change]:
+        engine = self._engine
+        touched = time.monotonic()
+        while not self._closed:
+            before = lsn
+            changes, lsn = _all(engine.read_changes(lsn, start, end))
+            if changes:
+                yield from changes
+                touched = time.monotonic()
+                continue
+            if lsn != before:
+                continue  # there may be more already
+            left = _WATCH_WAIT_SECONDS if seconds is None else touched + seconds - time.monotonic()
+            if left <= 0:
+                return
+            with contextlib.suppress(DatabaseClosedError):
+                engine.wait_for_commit(lsn, min(left, _WATCH_WAIT_SECONDS))
+
+    # Transactions
+
+    def begin_transaction(self, isolation: str = "snapshot", *, read_only: bool = False) -> Transaction:
+        """Begin a transaction; use it with ``with`` or end it by ``commit()`` or ``abort()``.
+
+        Args:
+            isolation: ``"snapshot"`` (first committer wins on written keys) or ``"serializable"`` (also
+                whatever was read must be unchanged at commit).
+            read_only: Refuse writes.
+        """
+        inner = self._engine.begin(Isolation(check_isolation(str(isolation))), read_only=read_only or self.read_only)
+        return Transaction(self._engine, inner)
+
+    transaction = begin_transaction
+
+    def run_transaction(
+        self,
+        function: Callable[[Transaction], T],
+        *,
+        isolation: str = "snapshot",
+        attempts: int = 20,
+    ) -> T:
+        """Call ``function(transaction)`` and commit; on conflict, again from the start.
+
+        Args:
+            function: Must be safe to call again. It may commit or abort the transaction itself.
+            isolation: See :meth:`begin_transaction`.
+            attempts: Tries at the most; then the conflict is raised.
+
+        Returns:
+            What the function returned.
+        """
+        whole_number("attempts", attempts, 1)
+        waits = delays(0.001, 0.1)
+        for attempt in range(1, attempts + 1):
+            transaction = self.begin_transaction(isolation)
+            try:
+                with transaction:
+                    result = function(transaction)
+            except TransactionConflictError:
+                if attempt >= attempts:
+                    raise
+                time.sleep(next(waits))
+                continue
+            return result
+        raise AssertionError("unreachable")
+
+    def commit(self, transaction: Transaction | int) -> int:
+        """Commit a transaction given as the object or its id; answers the LSN."""
+        return Transaction._find(self._engine, transaction).commit()
+
+    def abort(self, transaction: Transaction | int) -> None:
+        """Abort a transaction given as the object or its id."""
+        Transaction._find(self._engine, transaction).abort()
+
+    # State
+
+    def ping(self) -> float:
+        """The time that a read of the newest commit takes, in seconds; over IPC it is the round trip."""
+        started = time.perf_counter()
+        _all(self._engine.read_changes(None))
+        return time.perf_counter() - started
+
+    def checkpoint(self) -> int:
+        """Make everything committed so far durable, in any sync mode; answers the LSN."""
+        return self._engine.checkpoint()
+
+    def stats(self) -> dict[str, Any]:
+        """The counters of the storage engine since it was opened; sizes in bytes.
+
+        ``cache_hits`` and ``cache_misses`` are those of the daemon's reply cache. Embedded there is no cache but the
+        page cache of the system, so both are 0.
+        """
+        return {**self._engine.stats(), "cache_hits": 0, "cache_misses": 0, "access": str(self._engine.access)}
+
+    # End
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Close it. Idempotent.
+
+        With the last handle of its folder in this process, open transactions are aborted and the folder is given up.
+
+        Raises:
+            StorageError: Writes that were acknowledged in a lazy sync mode could not be synced. It is closed.
+        """
+        if self._engine.environment.forked:
+            return
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+            engine, self._engine = self._engine, _ClosedEngine(self._engine)  # type: ignore[assignment]
+        del engine
+        _unshare(self._identity, self._shared)
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True) or self._engine.environment.forked:
+            return
+        warnings.warn(f"the database {self.path} was not closed", ResourceWarning, stacklevel=2)
+        with contextlib.suppress(ToonDBError):
+            self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Database cannot be pickled; send its path and open it there")
+
+    def __repr__(self) -> str:
+        how = "closed" if self._closed else str(self._engine.access)
+        return f"<Database {self.path} {how}>"
+
+
+class _ClosedEngine:
+    """What a closed handle has in the place of its engine, which other handles may still use."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.folder, self.access, self.environment = engine.folder, engine.access, engine.environment
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise DatabaseClosedError("the database is closed.")
+
+
+def _all(pages: Any) -> tuple[list[Change], int]:
+    """The changes that a history gives, and where it ends."""
+    changes: list[Change] = []
+    while True:
+        try:
+            changes += next(pages)
+        except StopIteration as stop:
+            return changes, stop.value
+
+
+class Transaction(TransactionStore):
+    """A transaction of a :class:`Database`: a snapshot of when it began, with its own writes over it.
+
+    With ``with`` it commits when the block ends and aborts when it raises. After its end every call raises
+    ``TransactionError``.
+    """
+
+    _open: ClassVar[weakref.WeakValueDictionary[tuple[int, int], Transaction]] = weakref.WeakValueDictionary()
+
+    def __init__(self, engine: Engine, inner: EngineTransaction) -> None:
+        super().__init__(inner, engine)
+        self._engine = engine
+        self._open[id(engine), inner.id] = self
+
+    @classmethod
+    def _find(cls, engine: Engine, transaction: Transaction | int) -> Transaction:
+        """The transaction that an object or id means."""
+        if isinstance(transaction, Transaction):
+            return transaction
+        if isinstance(transaction, bool) or not isinstance(transaction, int):
+            raise ValidationError(f"a transaction or its id is needed, got {transaction!r:.60}.")
+        found = cls._open.get((id(engine), transaction))
+        if found is None or not found.active:
+            raise TransactionClosedError(f"transaction {transaction!r} is not open on this database.")
+        return found
+
+    @property
+    def id(self) -> int:
+        """Its id, unique as long as the database is open."""
+        return self._inner.id
+
+    @property
+    def active(self) -> bool:
+        """Whether it can still be used."""
+        return self._inner.state is State.ACTIVE
+
+    def pipeline(self) -> Pipeline:
+        """Gather requests inside this transaction and execute them together."""
+        return Pipeline(self, self._put_all)
+
+    def _put_all(self, writes: list[tuple[bytes, bytes | None]]) -> list[object]:
+        results: list[object] = []
+        with self._guard:
+            for key, value in writes:
+                try:
+                    self._inner.put(key, value)
+                    results.append(None)
+                except ToonDBError as error:
+                    results.append(error)
+        return results
+
+    def commit(self) -> int:
+        """Commit.
+
+        Returns:
+            The LSN of the commit.
+
+        Raises:
+            TransactionConflictError: Another transaction committed first; nothing of this one was applied.
+        """
+        with self._guard:
+            return self._engine.commit(self._inner)
+
+    def abort(self) -> None:
+        """End it without applying anything. No error when it was aborted already."""
+        with self._guard:
+            if self._inner.state is State.COMMITTED:
+                raise TransactionClosedError(f"transaction {self.id} is already committed.")
+            self._engine.abort(self._inner)
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        if exc_type is None:
+            # One that expired must not look committed because the block went on after the error.
+            if self.active or self._inner.expired:
+                self.commit()
+            return
+        if self.active:
+            with contextlib.suppress(ToonDBError):  # the caller's exception matters more
+                self.abort()
+
+    def __del__(self) -> None:
+        # Its snapshot would keep old pages of the file until the database is closed.
+        inner = getattr(self, "_inner", None)
+        if inner is None or inner.state is not State.ACTIVE or self._engine.environment.forked:
+            return
+        with contextlib.suppress(ToonDBError):
+            self._engine.abort(inner)
+        warnings.warn(f"transaction {inner.id} was neither committed nor aborted", ResourceWarning, stacklevel=2)
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self.id} {self._inner.state.value}>"

@@ -1,0 +1,246 @@
+"""The embedded store: the methods of a :class:`Store` on the engine in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from toondb.engine.catalog import TableSchema, check_schema, table_exists, table_key
+from toondb.engine.conditional import CompareAndSet, Conditional, Expire, Increment, expires_in
+from toondb.engine.environment import Space
+from toondb.engine.transaction import Transaction as EngineTransaction
+from toondb.engine.write_set import Scan
+from toondb.query import PrefixQuery, View
+from toondb_protocol.arguments import Items, ScanRange, answer_by_given, given_keys, integer, pairs, ttl_to_ms
+from toondb_protocol.columns import Columns, given_columns
+from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value, prefix_end
+from toondb_protocol.paths import path_key
+from toondb_protocol.query_builder import QueryAnswer
+from toondb_protocol.record import Expiring, now_ms
+from toondb_protocol.rows import Row
+from toondb_protocol.store import Store
+
+__all__ = [
+    "Counters",
+    "EmbeddedStore",
+    "TransactionStore",
+    "answer_query",
+    "delete_below",
+    "make_schema",
+    "put_pairs",
+    "rows_of",
+    "seconds_left",
+    "timed",
+]
+
+_BATCH_ROWS = 1024
+_BATCH_BYTES = 1 << 20
+
+
+class Counters(Protocol):
+    """What a store counts."""
+
+    bytes_read: int
+    queries_executed: int
+
+
+class Answer(NamedTuple):
+    """The answer to a query."""
+
+    batches: list[list[bytes]]
+    rows: int
+
+
+def ms_or_none(ttl: float | None) -> int | None:
+    """A time to live in milliseconds, when there is one."""
+    return None if ttl is None else ttl_to_ms(ttl)
+
+
+def value_or_none(value: BytesLike | None) -> bytes | None:
+    """A value as bytes, when there is one."""
+    return None if value is None else as_value(value)
+
+
+def timed(value: bytes, ttl: float | None) -> bytes:
+    """A value as one that expires, when it has a time to live."""
+    return value if ttl is None else expires_in(value, ttl_to_ms(ttl))
+
+
+def seconds_left(value: bytes | None, expires_ms: int | None) -> float | None:
+    """What ``ttl()`` answers."""
+    return None if value is None or expires_ms is None else max(0, expires_ms - now_ms()) / 1000
+
+
+def rows_of(scan: Scan, limit: int, batch_rows: int, counters: Counters) -> Iterator[Row]:
+    """The rows of a scan, ``limit`` 0 = all; the scan is given up when the iteration ends."""
+    rows = batch_rows or _BATCH_ROWS
+    left = limit
+    try:
+        while not scan.exhausted:
+            flat = scan.batch(min(rows, left) if limit else rows, _BATCH_BYTES)
+            values = flat[1::2]
+            counters.bytes_read += sum(map(len, values))
+            yield from map(Row, zip(flat[::2], values, strict=True))
+            if limit:
+                left -= len(values)
+                if not left:
+                    return
+    finally:
+        scan.close()
+
+
+def delete_below(inner: EngineTransaction, key: bytes) -> None:
+    """Delete the key of a path and every key below it, inside a transaction."""
+    inner.delete(key)
+    scan = inner.scan(key + b"/", prefix_end(key + b"/"), values=False)
+    try:
+        while not scan.exhausted:
+            for name in scan.batch(_BATCH_ROWS, _BATCH_BYTES)[::2]:
+                inner.delete(name)
+    finally:
+        scan.close()
+
+
+def answer_query(view: View, body: Mapping[str, Any], counters: Counters) -> Answer:
+    """Run what a query builder asks; ``body`` has the keys of an extended QUERY."""
+    counters.queries_executed += 1
+    query = PrefixQuery(
+        body["prefix"],
+        columns=body.get("columns", ()),
+        limit=body.get("limit", 0),
+        offset=body.get("offset", 0),
+        where=body.get("where"),
+    )
+    if body["form"] == "count":
+        for _ in query.count(view):
+            pass
+        return Answer([], query.row_count)
+    steps: Iterable[list[bytes]]
+    if body["form"] == "rows":
+        steps = query.rows(view)
+    else:
+        steps = ([] if part is None else [part] for part in query.toon(view))
+    batches = [step for step in steps if step]
+    return Answer(batches, query.row_count)
+
+
+class EmbeddedStore(Store):
+    """What a database and its transactions have in common."""
+
+    def compare_and_set(
+        self, key: KeyLike, expected: BytesLike | None, new: BytesLike | None, *, ttl: float | None = None
+    ) -> bool:
+        unit = CompareAndSet(as_key(key), value_or_none(expected), value_or_none(new), ms_or_none(ttl))
+        return bool(self._decide(unit))
+
+    def increment(self, key: KeyLike, by: int = 1) -> int:
+        return int(self._decide(Increment(as_key(key), integer("by", by))))
+
+    def expire(self, key: KeyLike, ttl: float | None) -> bool:
+        return bool(self._decide(Expire(as_key(key), ms_or_none(ttl))))
+
+    def _decide(self, unit: Conditional) -> Any:
+        """Apply a write that depends on what is there; answers its result."""
+        raise NotImplementedError
+
+
+class TransactionStore(EmbeddedStore):
+    """The methods of a store inside a transaction of the engine. Safe to share between threads."""
+
+    def __init__(self, inner: EngineTransaction, counters: Counters) -> None:
+        self._inner = inner
+        self._counters = counters
+        # The engine's transactions are used by one thread at a time.
+        self._guard = threading.RLock()
+
+    def get(self, key: KeyLike) -> bytes | None:
+        with self._guard:
+            value = self._inner.get(as_key(key))
+        if value is not None:
+            self._counters.bytes_read += len(value)
+        return value
+
+    def put(self, key: KeyLike, value: BytesLike, *, ttl: float | None = None) -> None:
+        with self._guard:
+            self._inner.put(as_key(key), timed(as_value(value), ttl))
+
+    def delete(self, key: KeyLike) -> None:
+        with self._guard:
+            self._inner.delete(as_key(key))
+
+    def exists(self, key: KeyLike) -> bool:
+        with self._guard:
+            return self._inner.get(as_key(key)) is not None
+
+    def _decide(self, unit: Conditional) -> Any:
+        with self._guard:
+            return unit.apply_in(self._inner)
+
+    def ttl(self, key: KeyLike) -> float | None:
+        with self._guard:
+            return seconds_left(*self._inner.get_with_expiry(as_key(key)))
+
+    def delete_path(self, path: str | Sequence[str], *, recursive: bool = False) -> None:
+        key = as_key(path_key(path))
+        with self._guard:
+            if recursive:
+                delete_below(self._inner, key)
+            else:
+                self._inner.delete(key)
+
+    def get_many(self, keys: Iterable[KeyLike]) -> dict[Any, bytes]:
+        given = given_keys(keys)
+        with self._guard:
+            found = {name: value for name, _ in given if (value := self._inner.get(name)) is not None}
+        self._counters.bytes_read += sum(map(len, found.values()))
+        return answer_by_given(given, found)
+
+    def put_many(self, items: Items, *, ttl: float | None = None) -> int:
+        rows = pairs(items)
+        with self._guard:
+            put_pairs(self._inner, rows, ttl)
+        return len(rows)
+
+    def delete_many(self, keys: Iterable[KeyLike]) -> int:
+        names = [name for name, _ in given_keys(keys)]
+        with self._guard:
+            for name in names:
+                self._inner.delete(name)
+        return len(names)
+
+    def _scan(self, scan: ScanRange) -> Iterator[Row]:
+        # A generator: the snapshot's scan is opened with its first step.
+        with self._guard:
+            opened = self._inner.scan(scan.start, scan.end, reverse=scan.reverse)
+        yield from rows_of(opened, scan.limit, scan.batch, self._counters)
+
+    def _answer_query(self, body: Mapping[str, Any]) -> QueryAnswer:
+        with self._guard:
+            return answer_query(self._inner, body, self._counters)
+
+    def create_table(self, name: str, columns: Columns) -> None:
+        schema = make_schema(name, columns)
+        key = table_key(schema.name)
+        with self._guard:
+            if self._inner.get(key, Space.CATALOG) is not None:
+                raise table_exists(schema.name)
+            self._inner.put(key, schema.encode(), Space.CATALOG)
+
+
+def put_pairs(transaction: EngineTransaction, rows: list[tuple[bytes, bytes]], ttl: float | None) -> None:
+    """Write pairs inside a transaction; all of them expire at the same moment."""
+    put = transaction.put
+    if ttl is None:
+        for key, value in rows:
+            put(key, value)
+        return
+    expires_ms = now_ms() + ttl_to_ms(ttl)
+    for key, value in rows:
+        put(key, Expiring(value, expires_ms))
+
+
+def make_schema(name: str, columns: Columns) -> TableSchema:
+    """The schema that ``create_table`` was given."""
+    fields = given_columns(name, columns)
+    return check_schema(name, [(field["name"], field["type"], field["nullable"]) for field in fields])

@@ -1,0 +1,149 @@
+"""A write batch: what one LMDB transaction of the writer writes, with everything that belongs to it.
+
+Records, the index of those that expire, and the change log are written together here and nowhere else.
+
+The index of expiring records is the sub-database ``expiry``: key = milliseconds since 1970 UTC (u64, big-endian)
+and 16 bytes of BLAKE2b of the record's key (a key of LMDB has 511 bytes at the most); value = the record's key. It
+has an entry for each record that expires and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any
+
+from toondb_protocol.record import Expiring, decode_expiry, encode_record, now_ms
+
+from . import change_log
+from .environment import Environment, Space
+
+__all__ = ["Reclaim", "WriteBatch"]
+
+_RECLAIMED_AT_ONCE = 1000
+
+
+def _expiry_key(expires_ms: int, key: bytes) -> bytes:
+    return expires_ms.to_bytes(8, "big") + blake2b(key, digest_size=16).digest()
+
+
+class WriteBatch:
+    """Writes of one LMDB transaction.
+
+    Args:
+        environment: The open environment.
+        txn: Its LMDB write transaction.
+
+    Attributes:
+        txn: The LMDB transaction.
+        written: Bytes of keys and values written so far.
+    """
+
+    __slots__ = ("_changes", "_delete", "_environment", "_expiring", "_kv", "_lsn", "_put", "txn", "written")
+
+    def __init__(self, environment: Environment, txn: Any) -> None:
+        self._environment = environment
+        self.txn = txn
+        self._put, self._delete = txn.put, txn.delete
+        self._kv = environment.kv
+        self._expiring = environment.has_expiring(txn)
+        self._lsn = 0
+        self._changes: list[tuple[bytes, bytes | int]] = []
+        self.written = 0
+
+    def get(self, key: bytes, space: Space = Space.KV) -> bytes | None:
+        """The raw record of a key as of now, also when it has expired."""
+        raw: bytes | None = self.txn.get(key, db=self._environment.spaces[space])
+        return raw
+
+    def put(self, key: bytes, value: bytes, lsn: int) -> None:
+        """Write a key's value as part of the commit ``lsn``."""
+        if lsn != self._lsn:
+            self._begin(lsn)
+        if self._expiring:
+            self._forget_expiry(key)
+        self._put(key, encode_record(key, value, lsn), db=self._kv)
+        if type(value) is Expiring:
+            self._put(_expiry_key(value.expires_ms, key), key, db=self._environment.expiry)
+            self._expiring = True
+        self._changes.append((key, value))
+        self.written += len(key) + len(value)
+
+    def delete(self, key: bytes, lsn: int, kind: int = change_log.DELETED) -> bool:
+        """Delete a key as part of the commit ``lsn``; whether it was there. One that is absent leaves no trace."""
+        if self._expiring:
+            self._forget_expiry(key)
+        if not self._delete(key, db=self._kv):
+            return False
+        if lsn != self._lsn:
+            self._begin(lsn)
+        self._changes.append((key, kind))
+        self.written += len(key)
+        return True
+
+    def put_record(self, space: Space, key: bytes, value: bytes | None, lsn: int) -> None:
+        """Write or delete a record of another space than the keys and values of users."""
+        database = self._environment.spaces[space]
+        if value is None:
+            self._delete(key, db=database)
+        else:
+            self._put(key, encode_record(key, value, lsn), db=database)
+            self.written += len(value)
+        self.written += len(key)
+
+    def finish(self) -> None:
+        """Write what belongs to the commits; called once before the LMDB transaction is committed."""
+        self._begin(0)
+        change_log.trim(self._environment, self.txn)
+
+    def _begin(self, lsn: int) -> None:
+        if self._changes:
+            change_log.write_commit(self._environment, self.txn, self._lsn, self._changes)
+            self._changes = []
+        self._lsn = lsn
+
+    def _forget_expiry(self, key: bytes) -> None:
+        raw = self.txn.get(key, db=self._kv)
+        expires = None if raw is None else decode_expiry(raw)
+        if expires is not None:
+            self._delete(_expiry_key(expires, key), db=self._environment.expiry)
+
+    def expired_keys(self, limit: int) -> Iterator[tuple[bytes, int]]:
+        """Keys of records that have expired, the first to expire first, with that time."""
+        cursor = self.txn.cursor(db=self._environment.expiry)
+        now = now_ms()
+        found = cursor.first()
+        while found and limit:
+            expires = int.from_bytes(cursor.key()[:8], "big")
+            if expires > now:
+                return
+            yield cursor.value(), expires
+            limit -= 1
+            found = cursor.next()
+
+
+class Reclaim:
+    """A unit for the writer: deletes records that have expired.
+
+    Attributes:
+        deleted: How many it deleted; at its limit there may be more.
+    """
+
+    def __init__(self) -> None:
+        self.deleted = 0
+        self.written_keys: list[bytes] = []
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it stopped at its limit."""
+        return self.deleted >= _RECLAIMED_AT_ONCE
+
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
+        """Delete some of them, as one commit."""
+        self.written_keys = [key for key, _ in batch.expired_keys(_RECLAIMED_AT_ONCE)]
+        self.deleted = len(self.written_keys)
+        if not self.deleted:
+            return lsn
+        for key in self.written_keys:
+            batch.delete(key, lsn + 1, change_log.EXPIRED)
+        return lsn + 1

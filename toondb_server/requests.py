@@ -1,0 +1,204 @@
+"""What handlers share: the kinds of results, and reading the bodies of requests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator
+from enum import Enum, IntFlag
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import msgpack
+
+from toondb.engine.transaction import Transaction
+from toondb.engine.write_batch import WriteBatch
+from toondb.engine.writer import Unit
+from toondb_protocol.errors import (
+    FrameTooLargeError,
+    MalformedRequestError,
+    ToonDBError,
+    TransactionNotFoundError,
+)
+from toondb_protocol.layout import decode_map
+from toondb_protocol.messages import MapKey, check_body
+
+if TYPE_CHECKING:
+    from .session import Session
+
+__all__ = [
+    "Answered",
+    "Handler",
+    "Job",
+    "Kind",
+    "Parked",
+    "Refused",
+    "Result",
+    "Volatile",
+    "Write",
+    "binary",
+    "boolean",
+    "exactly_u64",
+    "expect_empty",
+    "find_transaction",
+    "map_body",
+    "only",
+    "txn_id",
+    "uint",
+]
+
+_MAX_BODY_BYTES = 4 * 1024 * 1024
+_MAX_CONTAINERS = 1024
+
+
+class Parked(NamedTuple):
+    """What a job yields to sleep until a commit comes after ``lsn``, for ``seconds`` at the most."""
+
+    lsn: int
+    seconds: float
+
+
+class Volatile(bytes):
+    """A complete reply that is true only now: it must not be kept for the next who asks."""
+
+
+Job: TypeAlias = Generator[bytes | Parked | None, None, None]
+
+
+class Kind(Enum):
+    """How a request is ordered against gathered writes."""
+
+    READ = 0
+    WRITE = 1
+    WRITE_IF_AUTOCOMMIT = 2
+    UNKNOWN = 3
+
+
+class Write(IntFlag):
+    """How a write is answered."""
+
+    CLASSIC = 0
+    EXTENDED = 1
+    LSN = 2
+    RESULT = 4
+
+
+class Refused:
+    """A unit that is refused in its place among other writes."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: ToonDBError) -> None:
+        self.error = error
+
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
+        raise self.error
+
+
+class Answered:
+    """A unit whose LSN is known already."""
+
+    __slots__ = ("lsn",)
+
+    def __init__(self, lsn: int) -> None:
+        self.lsn = lsn
+
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
+        """Nothing to write: the LSN after it is the LSN before it, which is not the one that is answered."""
+        return lsn
+
+
+Result: TypeAlias = bytes | tuple[Unit, Write] | Job
+Handler: TypeAlias = "Callable[[Session, bytes], Result]"
+
+
+# Bodies
+
+
+def txn_id(payload: bytes) -> int:
+    if len(payload) < 8:
+        raise MalformedRequestError(f"an extended request starts with 8 bytes of transaction id, got {len(payload)}")
+    return int.from_bytes(payload[:8], "little")
+
+
+def find_transaction(session: Session, transaction_id: int) -> Transaction:
+    transaction = session.transactions.get(transaction_id)
+    if transaction is None:
+        raise TransactionNotFoundError(f"no transaction {transaction_id} is open on this connection.")
+    return transaction
+
+
+def map_body(payload: bytes, keys: tuple[MapKey, ...] | None) -> dict[str, Any]:
+    """The msgpack map after the transaction id; ``keys`` None takes any map.
+
+    Small bytes can make large objects (an empty array is one byte on the wire and some 70 in memory), so both
+    the body and what it is made of are bounded before it is decoded.
+    """
+    size = len(payload) - 8
+    if size > _MAX_BODY_BYTES:
+        raise FrameTooLargeError(
+            f"the msgpack body has {size} bytes, the limit is {_MAX_BODY_BYTES}.",
+            remediation="Spread it over several requests, for example fewer keys in each.",
+            details={"limit": _MAX_BODY_BYTES, "actual": size},
+        )
+    raw = payload[8:]
+    if size > _MAX_CONTAINERS:
+        _check_containers(raw)
+    body = decode_map(raw)
+    if keys is not None:
+        check_body(keys, body)
+    return body
+
+
+def _check_containers(raw: bytes) -> None:
+    """Refuse a body of very many arrays and maps, holding only one of them at a time."""
+    count = 0
+
+    def drop(_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > _MAX_CONTAINERS:
+            raise MalformedRequestError(f"the msgpack body holds more than {_MAX_CONTAINERS} arrays and maps")
+
+    # What is wrong otherwise is told by the decoder proper.
+    with contextlib.suppress(ValueError, msgpack.UnpackException, RecursionError):
+        msgpack.unpackb(raw, raw=False, strict_map_key=False, list_hook=drop, object_hook=drop)
+
+
+def exactly_u64(payload: bytes) -> int:
+    if len(payload) != 8:
+        raise MalformedRequestError(f"the payload must be 8 bytes of transaction id, got {len(payload)}")
+    return int.from_bytes(payload, "little")
+
+
+def expect_empty(payload: bytes) -> None:
+    if payload:
+        raise MalformedRequestError(f"this request carries no body, got {len(payload)} bytes")
+
+
+def uint(body: dict[str, Any], name: str, default: int = 0) -> int:
+    value = body.get(name, default)
+    if value is None:
+        return default
+    if type(value) is not int or value < 0:
+        raise MalformedRequestError(f"{name!r} must be a number of 0 or more, got {value!r:.60}")
+    return value
+
+
+def boolean(body: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = body.get(name, default)
+    if type(value) is not bool:
+        raise MalformedRequestError(f"{name!r} must be true or false, got {value!r:.60}")
+    return value
+
+
+def binary(body: dict[str, Any], name: str) -> bytes | None:
+    value = body.get(name)
+    if value is not None and type(value) is not bytes:
+        raise MalformedRequestError(f"{name!r} must be binary, got {type(value).__name__}")
+    return value
+
+
+def only(body: dict[str, Any], name: str, allowed: frozenset[str]) -> None:
+    """Refuse what would be accepted and ignored."""
+    others = body.keys() - allowed
+    if others:
+        raise MalformedRequestError(f"{sorted(others)[0]!r} has no meaning together with {name!r}")

@@ -1,0 +1,441 @@
+"""Requests that are answered by streams: scans, histories and queries.
+
+Each is a job, a generator of frames that the session steps between the events of other connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import msgpack
+
+from toondb.engine.snapshot import Snapshot, SnapshotScan
+from toondb.engine.transaction import Transaction
+from toondb.engine.write_set import Scan
+from toondb.query import PrefixQuery
+from toondb_protocol.errors import (
+    CursorNotFoundError,
+    FrameTooLargeError,
+    MalformedRequestError,
+    TransactionError,
+    ValidationError,
+)
+from toondb_protocol.frames import REPLY_SLACK, pack_header
+from toondb_protocol.keys import check_key, prefix_end
+from toondb_protocol.layout import decode_fields, encode_map
+from toondb_protocol.messages import MESSAGES, QUERY_KEYS, SCAN_KEYS
+from toondb_protocol.opcodes import Opcode, Reply
+from toondb_protocol.record import now_ms
+
+from .requests import Job, Parked, Result, binary, boolean, find_transaction, map_body, only, txn_id, uint
+
+if TYPE_CHECKING:
+    from .session import Session
+
+__all__ = ["Cursor", "drop_cursor", "query_classic", "query_extended", "scan_classic", "scan_extended"]
+
+_MAX_CURSORS_PER_SESSION = 256
+_MAX_KEYS = 65_536
+_KEYS_PER_STEP = 1024
+_DEFAULT_BATCH_ROWS = 1024
+_MAX_BATCH_ROWS = 65_536
+_BATCH_BYTES = 256 * 1024
+
+_VALUE = int(Reply.VALUE)
+
+
+class Cursor:
+    """A scan that a client reads window by window."""
+
+    __slots__ = ("batch", "id", "remaining", "scan", "snapshot", "transaction", "values")
+
+    def __init__(
+        self,
+        cursor_id: int,
+        scan: Scan,
+        snapshot: Snapshot,
+        *,
+        values: bool,
+        remaining: int,
+        batch: int,
+        transaction: int,
+    ) -> None:
+        self.id = cursor_id
+        self.scan = scan
+        self.values = values
+        self.remaining = remaining
+        self.batch = batch
+        self.transaction = transaction
+        self.snapshot = snapshot
+
+
+# Scans
+
+
+def _range(body: dict[str, Any]) -> tuple[bytes, bytes | None]:
+    prefix, start, end = binary(body, "prefix"), binary(body, "start"), binary(body, "end")
+    if prefix is None:
+        return start or b"", end
+    if start is not None or end is not None:
+        raise MalformedRequestError("give either 'prefix' or 'start' and 'end'")
+    return prefix, prefix_end(prefix)
+
+
+def scan_classic(session: Session, prefix: bytes) -> Result:
+    return _classic_scan_job(session, prefix)
+
+
+def _classic_scan_job(session: Session, prefix: bytes) -> Job:
+    scan = session.engine.scan(prefix, prefix_end(prefix))
+    cap = session.server.config.max_frame
+    parts: list[bytes] = []
+    count, size = 0, 4
+    try:
+        while not scan.exhausted:
+            part: list[bytes] = []
+            pairs = iter(scan.batch(_DEFAULT_BATCH_ROWS, _BATCH_BYTES))
+            for key, value in zip(pairs, pairs, strict=True):
+                part += (len(key).to_bytes(2, "little"), key, len(value).to_bytes(4, "little"), value)
+                count += 1
+            # Joined at once: small rows would take many times their size as objects of their own.
+            parts.append(b"".join(part))
+            size += len(parts[-1])
+            if size > cap + REPLY_SLACK:
+                raise FrameTooLargeError(
+                    f"the result does not fit into one frame of {cap} bytes.",
+                    remediation="Use the streamed form: SCAN with the extended bit 0x40.",
+                    details={"limit": cap},
+                )
+            if not scan.exhausted:
+                yield None
+        yield pack_header(_VALUE, size) + count.to_bytes(4, "little") + b"".join(parts)
+    finally:
+        scan.close()
+
+
+def scan_extended(session: Session, payload: bytes) -> Result:
+    transaction_id = txn_id(payload)
+    body = map_body(payload, SCAN_KEYS)
+    window = uint(body, "window")
+    batch = min(uint(body, "batch"), _MAX_BATCH_ROWS)
+    if "cursor" in body:
+        only(body, "cursor", _CURSOR_KEYS)
+        cursor = session.cursors.get(body["cursor"])
+        if cursor is None or cursor.transaction != transaction_id:
+            raise CursorNotFoundError(f"no cursor {body['cursor']} is open on this connection.")
+        if boolean(body, "close", default=False):
+            drop_cursor(session, cursor)
+            return _end_stream(0, None)
+        cursor.batch = batch or cursor.batch
+        return _scan_job(session, lambda: cursor, window)
+    if "since_lsn" in body:
+        only(body, "since_lsn", _CHANGES_KEYS)
+        return _changes_job(session, body)
+    if "wait_ms" in body:
+        raise MalformedRequestError("'wait_ms' goes with 'since_lsn'")
+    if "close" in body:
+        raise MalformedRequestError("'close' goes with 'cursor', which names what to close")
+    values = boolean(body, "values", default=True)
+    batch = batch or _DEFAULT_BATCH_ROWS
+    keys = body.get("keys")
+    if keys is not None:
+        only(body, "keys", _MULTI_GET_KEYS)
+        if boolean(body, "expiry", default=False):
+            if values:
+                raise MalformedRequestError("'expiry' goes with 'values' false")
+            return _expiry_job(session, _checked_keys(session, transaction_id, keys), keys)
+        return _multi_get_job(session, _checked_keys(session, transaction_id, keys), keys, values=values, batch=batch)
+    if "expiry" in body:
+        raise MalformedRequestError("'expiry' goes with 'keys'")
+    start, end = _range(body)
+    reverse = boolean(body, "reverse", default=False)
+    remaining = uint(body, "limit") or -1
+    transaction = find_transaction(session, transaction_id) if transaction_id else None
+
+    def start_scan() -> Cursor:
+        # Called at the first step of the job: a job that is never stepped must not hold a snapshot.
+        scan: Scan
+        if transaction is None:
+            scan = session.engine.scan(start, end, reverse=reverse, values=values)
+            snapshot = cast(SnapshotScan, scan).snapshot
+        else:
+            scan = transaction.scan(start, end, reverse=reverse, values=values)
+            snapshot = transaction.snapshot
+        session.next_cursor += 1
+        return Cursor(
+            session.next_cursor,
+            scan,
+            snapshot,
+            values=values,
+            remaining=remaining,
+            batch=batch,
+            transaction=transaction_id,
+        )
+
+    return _scan_job(session, start_scan, window)
+
+
+_CURSOR_KEYS = frozenset({"cursor", "window", "batch", "close"})
+_MULTI_GET_KEYS = frozenset({"keys", "values", "batch", "expiry"})
+_CHANGES_KEYS = frozenset({"since_lsn", "wait_ms", "prefix", "start", "end"})
+
+
+def drop_cursor(session: Session, cursor: Cursor) -> None:
+    session.cursors.pop(cursor.id, None)
+    cursor.scan.close()
+
+
+def _end_stream(rows: int, cursor: int | None) -> bytes:
+    payload = encode_map({"rows": rows, "cursor": cursor})
+    return pack_header(Reply.END_STREAM, len(payload)) + payload
+
+
+def _row_frames(session: Session, rows: list[Any], width: int) -> Iterator[bytes]:
+    """ROW frames of a flat list of rows of ``width`` items; halved until each fits into a frame."""
+    payload: bytes = msgpack.packb(rows)
+    if len(payload) <= session.server.config.max_frame + REPLY_SLACK:
+        yield pack_header(Reply.ROW, len(payload)) + payload
+        return
+    count = len(rows) // width
+    if count == 1:
+        # It was stored when the cap was larger.
+        raise FrameTooLargeError(
+            f"a row of {len(payload)} bytes does not fit into a frame.",
+            remediation="Restart the server with a larger --max-frame, or scan with values off.",
+            details={"limit": session.server.config.max_frame, "actual": len(payload)},
+        )
+    half = count // 2 * width
+    yield from _row_frames(session, rows[:half], width)
+    yield from _row_frames(session, rows[half:], width)
+
+
+def _scan_job(session: Session, start: Callable[[], Cursor], window: int) -> Job:
+    """Stream ROW frames until the end, or until ``window`` bytes went out and a cursor can take over."""
+    sent = rows = 0
+    cursor = start()
+    scan = cursor.scan
+    session.view = cursor.snapshot
+    batch_bytes = min(_BATCH_BYTES, max(1, session.server.config.max_frame // 2))
+    keep = False
+    try:
+        while cursor.remaining and not scan.exhausted:
+            limit = cursor.batch if cursor.remaining < 0 else min(cursor.batch, cursor.remaining)
+            flat = scan.batch(limit, batch_bytes)
+            if not flat:
+                yield None
+                continue
+            count = len(flat) // 2
+            rows += count
+            if cursor.remaining > 0:
+                cursor.remaining -= count
+            rows_out, width = (flat, 2) if cursor.values else (flat[::2], 1)
+            for frame in _row_frames(session, rows_out, width):
+                sent += len(frame)
+                yield frame
+            if window and sent >= window and cursor.remaining and not scan.exhausted:
+                if cursor.id not in session.cursors and len(session.cursors) >= _MAX_CURSORS_PER_SESSION:
+                    raise TransactionError(
+                        f"{_MAX_CURSORS_PER_SESSION} cursors are open on this connection already.",
+                        remediation="Finish or close some scans.",
+                    )
+                session.cursors[cursor.id] = cursor
+                keep = True
+                yield _end_stream(rows, cursor.id)
+                return
+        yield _end_stream(rows, None)
+    finally:
+        if not keep:
+            drop_cursor(session, cursor)
+
+
+def _checked_keys(session: Session, transaction_id: int, keys: list[bytes]) -> Transaction | None:
+    """Check the keys of a request; answers the transaction that they are read in."""
+    if len(keys) > _MAX_KEYS:
+        raise MalformedRequestError(
+            f"'keys' holds {len(keys)} keys, the limit is {_MAX_KEYS}",
+            remediation="Spread them over several requests.",
+            details={"limit": _MAX_KEYS, "actual": len(keys)},
+        )
+    for key in keys:
+        check_key(key)
+    return find_transaction(session, transaction_id) if transaction_id else None
+
+
+def _expiry_job(session: Session, transaction: Transaction | None, keys: list[bytes]) -> Job:
+    """How long the keys that exist have to live."""
+    session.view = None
+    read = session.engine.get_with_expiry if transaction is None else transaction.get_with_expiry
+    flat: list[Any] = []
+    for at, key in enumerate(keys, 1):
+        value, expires_ms = read(key)
+        if value is not None:
+            flat += (key, None if expires_ms is None else max(0, expires_ms - now_ms()))
+        if not at % _KEYS_PER_STEP:
+            yield None
+    if flat:
+        yield from _row_frames(session, flat, 2)
+    yield _end_stream(len(flat) // 2, None)
+
+
+def _changes_job(session: Session, body: dict[str, Any]) -> Job:
+    """The changes after a commit; when there are none, those of the next commit that brings some."""
+    start, end = _range(body)
+    since: int | None = body["since_lsn"]
+    server = session.server
+    wait = min(uint(body, "wait_ms"), server.config.timeout_ms // 2) / 1000
+    give_up = server.loop.time() + wait
+    session.view = None
+    while True:
+        rows = 0
+        pages = session.engine.read_changes(since, start, end)
+        try:
+            while True:
+                step = next(pages)
+                rows += len(step)
+                flat = [item for c in step for item in (c.lsn, str(c.kind), c.key, c.value, c.last)]
+                if flat:
+                    yield from _row_frames(session, flat, 5)
+                else:
+                    yield None
+        except StopIteration as stop:
+            lsn: int = stop.value
+        finally:
+            pages.close()
+        left = give_up - server.loop.time()
+        if rows or since is None or left <= 0 or server.draining:
+            payload = encode_map({"rows": rows, "lsn": lsn})
+            yield pack_header(Reply.END_STREAM, len(payload)) + payload
+            return
+        since = lsn
+        yield Parked(lsn, left)
+
+
+def _multi_get_job(
+    session: Session, transaction: Transaction | None, keys: list[bytes], *, values: bool, batch: int
+) -> Job:
+    snapshot = None if transaction is not None else session.engine.snapshot()
+    session.view = snapshot or transaction.snapshot  # type: ignore[union-attr]
+    get: Callable[[bytes], bytes | None] = (snapshot or transaction).get  # type: ignore[union-attr]
+    cap = session.server.config.max_frame
+    flat: list[bytes] = []
+    width = 2 if values else 1
+    size = rows = 0
+    try:
+        for at, key in enumerate(keys, 1):
+            value = get(key)
+            if value is None:
+                if not at % _KEYS_PER_STEP:
+                    yield None
+                continue
+            rows += 1
+            weight = len(key) + len(value) + 16
+            # Values are read before it is known whether they fit: flush so that one more never overflows.
+            if flat and (size + weight > min(cap, _BATCH_BYTES) or len(flat) >= width * batch):
+                yield from _row_frames(session, flat, width)
+                flat, size = [], 0
+            flat.append(key)
+            if values:
+                flat.append(value)
+            size += weight
+        if flat:
+            yield from _row_frames(session, flat, width)
+        yield _end_stream(rows, None)
+    finally:
+        if snapshot is not None:
+            snapshot.close()
+
+
+# Queries
+
+
+def query_classic(session: Session, payload: bytes) -> Result:
+    fields = decode_fields(MESSAGES[Opcode.QUERY].classic, payload)
+    query = PrefixQuery(
+        fields["prefix"].encode(), columns=fields["columns"], limit=fields["limit"], offset=fields["offset"]
+    )
+    return _classic_query_job(session, query)
+
+
+def _classic_query_job(session: Session, query: PrefixQuery) -> Job:
+    session.engine.queries_executed += 1
+    cap = session.server.config.max_frame
+    snapshot = session.engine.snapshot()
+    parts: list[bytes] = []
+    size = 0
+    try:
+        for part in query.toon(snapshot):
+            if part is None:
+                yield None
+                continue
+            parts.append(part)
+            size += len(part)
+            if size > cap + REPLY_SLACK:
+                raise FrameTooLargeError(
+                    f"the result does not fit into one frame of {cap} bytes.",
+                    remediation="Use the streamed form: QUERY with the extended bit 0x40, or a limit.",
+                    details={"limit": cap},
+                )
+        yield pack_header(_VALUE, size) + b"".join(parts)
+    finally:
+        snapshot.close()
+
+
+def query_extended(session: Session, payload: bytes) -> Result:
+    transaction_id = txn_id(payload)
+    body = map_body(payload, QUERY_KEYS)
+    prefix = body.get("prefix", b"")
+    if isinstance(prefix, str):
+        prefix = prefix.encode(errors="surrogatepass")
+    if not isinstance(prefix, bytes):
+        raise MalformedRequestError("'prefix' must be text or binary")
+    columns = body.get("columns") or []
+    if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
+        raise MalformedRequestError("'columns' must be an array of text")
+    form = body.get("form", "toon")
+    if form not in ("toon", "rows", "count"):
+        raise ValidationError(f"the query form {form!r:.60} is unknown; known: toon, rows, count.")
+    query = PrefixQuery(
+        prefix,
+        columns=columns,
+        limit=uint(body, "limit"),
+        offset=uint(body, "offset"),
+        where=body.get("where"),
+    )
+    transaction = find_transaction(session, transaction_id) if transaction_id else None
+    return _query_job(session, query, form, transaction)
+
+
+def _query_job(session: Session, query: PrefixQuery, form: str, transaction: Transaction | None) -> Job:
+    session.engine.queries_executed += 1
+    snapshot = None if transaction is not None else session.engine.snapshot()
+    session.view = snapshot or transaction.snapshot  # type: ignore[union-attr]
+    view: Any = transaction if transaction is not None else snapshot
+    rows = 0
+    try:
+        if form == "count":
+            for step in query.count(view):
+                if step is None:
+                    yield None
+                else:
+                    rows = step
+        elif form == "rows":
+            for batch in query.rows(view):
+                if batch:
+                    rows += len(batch) // 2
+                    yield from _row_frames(session, batch, 2)
+                else:
+                    yield None
+        else:
+            step_bytes = min(_BATCH_BYTES, session.server.config.max_frame)
+            for part in query.toon(view):
+                if part is None:
+                    yield None
+                    continue
+                for at in range(0, len(part), step_bytes):
+                    yield from _row_frames(session, [part[at : at + step_bytes]], 1)
+            rows = query.row_count
+        yield _end_stream(rows, None)
+    finally:
+        if snapshot is not None:
+            snapshot.close()
