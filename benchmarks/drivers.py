@@ -22,7 +22,19 @@ from typing import Any, Protocol
 
 from benchmarks.workload import KEY_PREFIX, Workload
 
-__all__ = ["DRIVERS", "Driver", "DriverError", "Loop", "open_driver", "ping_frame", "toondb_get_frame"]
+__all__ = [
+    "DRIVERS",
+    "Driver",
+    "DriverError",
+    "Loop",
+    "check_value",
+    "each_key",
+    "each_put",
+    "open_driver",
+    "ping_frame",
+    "scans",
+    "toondb_get_frame",
+]
 
 Loop = Callable[[float], int]
 
@@ -223,7 +235,8 @@ def _unsupported(driver: object, operation: str) -> DriverError:
     return DriverError(f"{type(driver).__name__} has no operation {operation!r}")
 
 
-def _check_value(value: object, workload: Workload) -> None:
+def check_value(value: object, workload: Workload) -> None:
+    """Raise DriverError unless ``value`` is one of the workload."""
     if not isinstance(value, bytes) or len(value) != workload.value_size:
         raise DriverError(f"a get gave {value!r} instead of {workload.value_size} bytes")
 
@@ -248,7 +261,7 @@ class ToonDBDriver:
             if "*" in operation:
                 return pipelined_puts(client.pipeline, "put", self._keys, workload.value, size)
             return each_put(client.put, self._keys, workload.value)
-        _check_value(client.get(self._keys[0]), workload)
+        check_value(client.get(self._keys[0]), workload)
         if name == "get":
             if "*" in operation:
                 return pipelined_gets(client.pipeline, self._keys, size)
@@ -343,7 +356,7 @@ class RedisDriver:
             if "*" in operation:
                 return pipelined_puts(pipeline, "set", self._keys, workload.value, size)
             return each_put(client.set, self._keys, workload.value)
-        _check_value(client.get(self._keys[0]), workload)
+        check_value(client.get(self._keys[0]), workload)
         if name == "get":
             if "*" in operation:
                 return pipelined_gets(pipeline, self._keys, size)
@@ -391,7 +404,7 @@ class LmdbDriver:
 
         if operation == "put":
             return each_key(put, self._keys)
-        _check_value(get(self._keys[0]), self._workload)
+        check_value(get(self._keys[0]), self._workload)
         if operation == "get":
             return each_key(get, self._keys)
         if operation == "scan":
@@ -420,11 +433,13 @@ def open_driver(name: str, address: str, workload: Workload, seed: int) -> Drive
     """Connect to a contestant.
 
     Args:
-        name: A name of :data:`DRIVERS`.
-        address: Its socket, or its folder for ``lmdb``.
+        name: A name of :data:`DRIVERS`, or of :data:`benchmarks.embedded.EMBEDDED`.
+        address: Its socket, or its folder for what runs in process.
         workload: The records it holds.
         seed: Draws the keys to ask for; different in every worker.
     """
-    factory: Any = DRIVERS[name]
+    from benchmarks.embedded import EMBEDDED  # which needs what is above
+
+    factory: Any = DRIVERS.get(name) or EMBEDDED[name]
     driver: Driver = factory(address, workload, seed)
     return driver

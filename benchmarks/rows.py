@@ -57,6 +57,7 @@ class Row:
         one_core: Keep client and server on the same core. A single client and its server take turns, so they
             lose nothing by it, and the figure stops depending on whether the scheduler happens to wake the
             other side on an idle core (in a virtual machine several times slower than the work itself).
+        loads: The records are stored before; False for what stores its own.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Row:
     measure: Literal["rate", "memory", "start"] = "rate"
     unit: str = "/s"
     one_core: bool = False
+    loads: bool = True
 
 
 PUBLIC = "ToonDB, public client"
@@ -221,6 +223,68 @@ def _direct() -> tuple[Row, Row]:
     return one, eight
 
 
+EMBEDDED = "ToonDB, embedded"
+_PEERS = (("SQLite, table of keys", "sqlite"), ("diskcache", "diskcache"), ("sochdb", "sochdb"))
+
+
+def _in_process(operation: str, kind: str) -> tuple[Cell, ...]:
+    return tuple(Cell(label, name + kind, name, operation) for label, name in _PEERS)
+
+
+def _embedded() -> tuple[Row, ...]:
+    shared = "ToonDB, open_concurrent"
+    get = Row(
+        "embedded-get",
+        "GET in process, a snapshot for each",
+        (
+            Cell(EMBEDDED, "embedded", "embedded", "get"),
+            Cell(shared, "concurrent", "concurrent", "get"),
+            Cell(LMDB, "rawlmdb", "rawlmdb", "get"),
+            *_in_process("get", ""),
+        ),
+        (Target("embedded GET, against raw LMDB", EMBEDDED, 0.5, LMDB),),
+    )
+    plain = EMBEDDED + ", scan_batched"
+    scan = Row(
+        "embedded-scan",
+        "Scan of all items in process",
+        (
+            Cell(EMBEDDED, "embedded", "embedded", "scan"),
+            Cell(plain, "embedded", "embedded", "scan-batched"),
+            Cell(LMDB, "rawlmdb", "rawlmdb", "scan"),
+            *_in_process("scan", ""),
+        ),
+        (
+            Target("embedded scan, against a raw cursor", EMBEDDED, 0.5, LMDB),
+            Target("embedded scan_batched, against a raw cursor", plain, 0.5, LMDB),
+        ),
+        unit=" items/s",
+    )
+    bulk = Row(
+        "embedded-bulk",
+        "Bulk load in process, 20,000 new records in one durable transaction",
+        (
+            Cell(EMBEDDED, "embedded-bulk", "embedded", "bulk"),
+            Cell(LMDB + ", putmulti", "rawlmdb-bulk", "rawlmdb", "bulk"),
+            *_in_process("bulk", "-bulk"),
+        ),
+        (Target("embedded bulk load, against putmulti", EMBEDDED, 0.4, LMDB + ", putmulti"),),
+        unit=" records/s",
+        loads=False,
+    )
+    put = Row(
+        "embedded-put",
+        "Durable PUT in process (diskcache does not wait for the disk)",
+        (
+            Cell(EMBEDDED, "embedded", "embedded", "put"),
+            Cell(shared, "concurrent", "concurrent", "put"),
+            Cell(LMDB, "rawlmdb", "rawlmdb", "put"),
+            *_in_process("put", ""),
+        ),
+    )
+    return get, scan, put, bulk
+
+
 def _memory() -> Row:
     kinds = (("ToonDB", "toondb"), ("redis", "redis"), ("bare echo", "echo"))
     idle = [
@@ -273,6 +337,7 @@ ROWS: tuple[Row, ...] = (
     _durable_full(),
     _sync_modes(),
     *_direct(),
+    *_embedded(),
     _memory(),
     _start(),
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.children import Child, ChildError, Children
 from benchmarks.crew import Crew, CrewError
+from benchmarks.embedded import EMBEDDED
 from benchmarks.footprint import measure_memory, measure_start, raise_descriptor_limit
 from benchmarks.report import CellResult, RowResult
 from benchmarks.rows import Cell, Row
@@ -63,7 +64,7 @@ def _measure_rate(row: Row, servers: Servers, crew: Crew, effort: Effort) -> lis
         try:
             server_of[name], address = servers.shared(cell.server)
             crew.open(name, cell.driver, address, connections[name])
-            if cell.driver in ("toondb", "redis", "lmdb"):
+            if cell.driver in ("toondb", "redis", "lmdb", *EMBEDDED) and row.loads:
                 servers.load(cell.server, crew, name)
         except (ChildError, CrewError) as error:
             for other in row.cells:

@@ -6,8 +6,8 @@
     redis-server without persistence: the peer of rows that do not wait for the disk.
 ``redis-always``
     redis-server with an append-only file synced before every reply: the peer of durable rows.
-``lmdb``
-    A folder; the clients open it in process.
+``lmdb``, ``embedded``, ``concurrent``, ``rawlmdb``, ``sqlite``, ``diskcache``, ``sochdb``
+    A folder; the clients open it in process. What follows a ``-`` only tells folders apart.
 ``echo``
     The bare uvloop server of :mod:`benchmarks.echo`.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from benchmarks.children import Child, Children
 from benchmarks.crew import Crew
+from benchmarks.embedded import EMBEDDED
 from benchmarks.workload import Workload
 
 __all__ = ["MAX_CLIENTS", "Servers", "cpu_seconds", "memory_mb", "missing", "place", "toondb_arguments"]
@@ -49,8 +50,14 @@ def missing(server: str, driver: str = "") -> bool:
             return not _importable("toondb_server.__main__", "toondb_client")
         case "redis":
             return shutil.which("redis-server") is None or (driver == "redis" and not _importable("redis"))
-        case "lmdb":
+        case "lmdb" | "rawlmdb":
             return not _importable("lmdb")
+        case "embedded" | "concurrent":
+            return not _importable("toondb.database")
+        case "sqlite":
+            return not _importable("sqlite3")
+        case "diskcache" | "sochdb" as module:
+            return not _importable(module)
         case "echo":
             return not _importable("uvloop")
     raise ValueError(f"unknown server {server!r}")
@@ -102,7 +109,7 @@ class Servers:
         """Start one more server of a kind, on its own or the given data folder.
 
         Returns:
-            The process (None for ``lmdb``) and the address for clients.
+            The process (None for what runs in process) and the address for clients.
 
         Raises:
             ChildError: It did not become ready.
@@ -111,7 +118,7 @@ class Servers:
         folder = folder or self._data / f"{server}-{self._count}"
         path = self._sockets / f"{self._count}.sock"
         kind, _, mode = server.partition("-")
-        if kind == "lmdb":
+        if kind == "lmdb" or kind in EMBEDDED:
             return None, str(folder)
         folder.mkdir(exist_ok=True)
         if kind == "toondb":

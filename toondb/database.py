@@ -20,8 +20,8 @@ from toondb.embedded import (
     answer_query,
     delete_below,
     make_schema,
+    pairs_of,
     put_pairs,
-    rows_of,
     seconds_left,
     timed,
 )
@@ -32,14 +32,14 @@ from toondb.engine.environment import prepare_folder
 from toondb.engine.options import Access, EngineOptions, Isolation
 from toondb.engine.transaction import State
 from toondb.engine.transaction import Transaction as EngineTransaction
-from toondb.pipeline import Pipeline
+from toondb.pipeline import Pipeline, PipelineWrite
 from toondb_protocol.arguments import (
     Items,
     ScanRange,
     answer_by_given,
     check_isolation,
     given_keys,
-    pairs,
+    pairs_as_dict,
     wait_seconds,
     whole_number,
 )
@@ -58,7 +58,6 @@ from toondb_protocol.errors import (
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_prefix, as_value, prefix_end
 from toondb_protocol.paths import path_key
 from toondb_protocol.query_builder import QueryAnswer
-from toondb_protocol.rows import Row
 
 if TYPE_CHECKING:
     from toondb.plugins import PluginRegistry
@@ -294,10 +293,10 @@ class Database(EmbeddedStore):
         return answer_by_given(given, found)
 
     def put_many(self, items: Items, *, ttl: float | None = None) -> int:
-        rows = pairs(items)
-        if rows:
-            self._atomically(lambda transaction: put_pairs(transaction, rows, ttl))
-        return len(rows)
+        values, count = pairs_as_dict(items)
+        if values:
+            self._atomically(lambda transaction: put_pairs(transaction, values, ttl))
+        return count
 
     def delete_many(self, keys: Iterable[KeyLike]) -> int:
         names = [name for name, _ in given_keys(keys)]
@@ -327,10 +326,9 @@ class Database(EmbeddedStore):
             else:
                 return
 
-    def _scan(self, scan: ScanRange) -> Iterator[Row]:
-        # A generator: the snapshot is taken with its first step.
+    def _batches(self, scan: ScanRange) -> Iterator[list[tuple[bytes, bytes]]]:
         engine = self._engine
-        yield from rows_of(engine.scan(scan.start, scan.end, reverse=scan.reverse), scan.limit, scan.batch, engine)
+        yield from pairs_of(engine.scan(scan.start, scan.end, reverse=scan.reverse), scan.limit, scan.batch, engine)
 
     def _answer_query(self, body: Mapping[str, Any]) -> QueryAnswer:
         snapshot = self._engine.snapshot()
@@ -572,12 +570,15 @@ class Transaction(TransactionStore):
         """Gather requests inside this transaction and execute them together."""
         return Pipeline(self, self._put_all)
 
-    def _put_all(self, writes: list[tuple[bytes, bytes | None]]) -> list[object]:
+    def _put_all(self, writes: list[PipelineWrite]) -> list[object]:
         results: list[object] = []
         with self._guard:
-            for key, value in writes:
+            for write in writes:
                 try:
-                    self._inner.put(key, value)
+                    if isinstance(write, tuple):
+                        self._inner.put(*write)
+                    else:
+                        write.result = write.apply_in(self._inner)
                     results.append(None)
                 except ToonDBError as error:
                     results.append(error)

@@ -12,7 +12,7 @@ from toondb.engine.environment import Space
 from toondb.engine.transaction import Transaction as EngineTransaction
 from toondb.engine.write_set import Scan
 from toondb.query import PrefixQuery, View
-from toondb_protocol.arguments import Items, ScanRange, answer_by_given, given_keys, integer, pairs, ttl_to_ms
+from toondb_protocol.arguments import Items, ScanRange, answer_by_given, given_keys, integer, pairs_as_dict, ttl_to_ms
 from toondb_protocol.columns import Columns, given_columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value, prefix_end
 from toondb_protocol.paths import path_key
@@ -28,13 +28,13 @@ __all__ = [
     "answer_query",
     "delete_below",
     "make_schema",
+    "pairs_of",
     "put_pairs",
-    "rows_of",
     "seconds_left",
     "timed",
 ]
 
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 512
 _BATCH_BYTES = 1 << 20
 
 
@@ -72,18 +72,17 @@ def seconds_left(value: bytes | None, expires_ms: int | None) -> float | None:
     return None if value is None or expires_ms is None else max(0, expires_ms - now_ms()) / 1000
 
 
-def rows_of(scan: Scan, limit: int, batch_rows: int, counters: Counters) -> Iterator[Row]:
-    """The rows of a scan, ``limit`` 0 = all; the scan is given up when the iteration ends."""
+def pairs_of(scan: Scan, limit: int, batch_rows: int, counters: Counters) -> Iterator[list[tuple[bytes, bytes]]]:
+    """The pairs of a scan in batches, ``limit`` 0 = all; the scan is given up when the iteration ends."""
     rows = batch_rows or _BATCH_ROWS
     left = limit
     try:
         while not scan.exhausted:
-            flat = scan.batch(min(rows, left) if limit else rows, _BATCH_BYTES)
-            values = flat[1::2]
-            counters.bytes_read += sum(map(len, values))
-            yield from map(Row, zip(flat[::2], values, strict=True))
+            batch = scan.pairs(min(rows, left) if limit else rows, _BATCH_BYTES)
+            counters.bytes_read += sum([len(value) for _, value in batch])
+            yield batch
             if limit:
-                left -= len(values)
+                left -= len(batch)
                 if not left:
                     return
     finally:
@@ -128,6 +127,18 @@ def answer_query(view: View, body: Mapping[str, Any], counters: Counters) -> Ans
 class EmbeddedStore(Store):
     """What a database and its transactions have in common."""
 
+    def _batches(self, scan: ScanRange) -> Iterator[list[tuple[bytes, bytes]]]:
+        """The pairs of a range in batches; the scan begins with the first step."""
+        raise NotImplementedError
+
+    def _scan(self, scan: ScanRange) -> Iterator[Row]:
+        for batch in self._batches(scan):
+            yield from map(Row, batch)
+
+    def _scan_plain(self, scan: ScanRange) -> Iterator[tuple[bytes, bytes]]:
+        for batch in self._batches(scan):
+            yield from batch
+
     def compare_and_set(
         self, key: KeyLike, expected: BytesLike | None, new: BytesLike | None, *, ttl: float | None = None
     ) -> bool:
@@ -162,8 +173,10 @@ class TransactionStore(EmbeddedStore):
         return value
 
     def put(self, key: KeyLike, value: BytesLike, *, ttl: float | None = None) -> None:
+        if type(key) is not bytes or type(value) is not bytes or ttl is not None:
+            key, value = as_key(key), timed(as_value(value), ttl)
         with self._guard:
-            self._inner.put(as_key(key), timed(as_value(value), ttl))
+            self._inner.put(key, value)
 
     def delete(self, key: KeyLike) -> None:
         with self._guard:
@@ -197,10 +210,10 @@ class TransactionStore(EmbeddedStore):
         return answer_by_given(given, found)
 
     def put_many(self, items: Items, *, ttl: float | None = None) -> int:
-        rows = pairs(items)
+        values, count = pairs_as_dict(items)
         with self._guard:
-            put_pairs(self._inner, rows, ttl)
-        return len(rows)
+            put_pairs(self._inner, values, ttl)
+        return count
 
     def delete_many(self, keys: Iterable[KeyLike]) -> int:
         names = [name for name, _ in given_keys(keys)]
@@ -209,11 +222,10 @@ class TransactionStore(EmbeddedStore):
                 self._inner.delete(name)
         return len(names)
 
-    def _scan(self, scan: ScanRange) -> Iterator[Row]:
-        # A generator: the snapshot's scan is opened with its first step.
+    def _batches(self, scan: ScanRange) -> Iterator[list[tuple[bytes, bytes]]]:
         with self._guard:
             opened = self._inner.scan(scan.start, scan.end, reverse=scan.reverse)
-        yield from rows_of(opened, scan.limit, scan.batch, self._counters)
+        yield from pairs_of(opened, scan.limit, scan.batch, self._counters)
 
     def _answer_query(self, body: Mapping[str, Any]) -> QueryAnswer:
         with self._guard:
@@ -228,16 +240,14 @@ class TransactionStore(EmbeddedStore):
             self._inner.put(key, schema.encode(), Space.CATALOG)
 
 
-def put_pairs(transaction: EngineTransaction, rows: list[tuple[bytes, bytes]], ttl: float | None) -> None:
+def put_pairs(transaction: EngineTransaction, values: dict[bytes, bytes], ttl: float | None) -> None:
     """Write pairs inside a transaction; all of them expire at the same moment."""
-    put = transaction.put
     if ttl is None:
-        for key, value in rows:
-            put(key, value)
+        transaction.put_all(values)
         return
     expires_ms = now_ms() + ttl_to_ms(ttl)
-    for key, value in rows:
-        put(key, Expiring(value, expires_ms))
+    for key, value in values.items():
+        transaction.put(key, Expiring(value, expires_ms))
 
 
 def make_schema(name: str, columns: Columns) -> TableSchema:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from toondb.embedded import timed
+from toondb.engine.conditional import Conditional, Increment, PutFor
+from toondb_protocol.arguments import integer, ttl_to_ms
 from toondb_protocol.errors import ToonDBError
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
 from toondb_protocol.paths import path_key
 from toondb_protocol.store import Store
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "PipelineWrite"]
+
+PipelineWrite: TypeAlias = tuple[bytes, bytes | None] | Conditional
+"""A write as the engine takes it; value None = a delete."""
 
 
 class Pipeline:
@@ -22,18 +26,18 @@ class Pipeline:
 
     Args:
         store: Where reads and other requests go.
-        write: Applies plain writes, value None = a delete; answers one result for each, errors among them.
+        write: Applies writes; answers one result for each, errors among them.
     """
 
-    def __init__(self, store: Store, write: Callable[[list[tuple[bytes, bytes | None]]], Sequence[object]]) -> None:
+    def __init__(self, store: Store, write: Callable[[list[PipelineWrite]], Sequence[object]]) -> None:
         self._store = store
         self._write = write
-        self._requests: list[tuple[bytes, bytes | None] | Callable[[], Any]] = []
+        self._requests: list[PipelineWrite | Callable[[], Any]] = []
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def _add(self, request: Callable[[], Any]) -> Pipeline:
+    def _add(self, request: PipelineWrite | Callable[[], Any]) -> Pipeline:
         self._requests.append(request)
         return self
 
@@ -44,13 +48,12 @@ class Pipeline:
 
     def put(self, key: KeyLike, value: BytesLike, *, ttl: float | None = None) -> Pipeline:
         """Store a value, for ``ttl`` seconds or for ever; its result is None."""
-        self._requests.append((as_key(key), timed(as_value(value), ttl)))
-        return self
+        name, content = as_key(key), as_value(value)
+        return self._add((name, content) if ttl is None else PutFor(name, content, ttl_to_ms(ttl)))
 
     def delete(self, key: KeyLike) -> Pipeline:
         """Delete a key; its result is None."""
-        self._requests.append((as_key(key), None))
-        return self
+        return self._add((as_key(key), None))
 
     def exists(self, key: KeyLike) -> Pipeline:
         """Ask for a key; its result is a bool."""
@@ -59,8 +62,7 @@ class Pipeline:
 
     def increment(self, key: KeyLike, by: int = 1) -> Pipeline:
         """Add to a counter; its result is the new number."""
-        name = as_key(key)
-        return self._add(lambda: self._store.increment(name, by))
+        return self._add(Increment(as_key(key), integer("by", by)))
 
     def get_path(self, path: str | Sequence[str]) -> Pipeline:
         """Read a path."""
@@ -83,9 +85,9 @@ class Pipeline:
         """
         requests, self._requests = self._requests, []
         results: list[Any] = []
-        writes: list[tuple[bytes, bytes | None]] = []
+        writes: list[PipelineWrite] = []
         for request in requests:
-            if isinstance(request, tuple):
+            if isinstance(request, (tuple, Conditional)):
                 writes.append(request)
                 continue
             results += self._written(writes)
@@ -101,10 +103,13 @@ class Pipeline:
                     raise result
         return results
 
-    def _written(self, writes: list[tuple[bytes, bytes | None]]) -> list[Any]:
+    def _written(self, writes: list[PipelineWrite]) -> list[Any]:
         if not writes:
             return []
-        return [result if isinstance(result, ToonDBError) else None for result in self._write(writes)]
+        return [
+            result if isinstance(result, ToonDBError) else write.result if isinstance(write, Increment) else None
+            for write, result in zip(writes, self._write(writes), strict=True)
+        ]
 
     def __enter__(self) -> Pipeline:
         return self

@@ -18,6 +18,7 @@ from toondb_protocol.client_core import ReplyFrame
 from toondb_protocol.errors import (
     ConnectionError,
     ConnectionLostError,
+    DatabaseClosedError,
     ForkedProcessError,
     ProtocolError,
     ToonDBError,
@@ -278,7 +279,12 @@ class AsyncIpcClient(AsyncStore):
         else:
             lsn = whole_number("since_lsn", since_lsn)
         while not self.closed:
-            page: calls.ChangesPage = await self._call(calls.changes(lsn, start, end, patience.wait_ms()))
+            try:
+                page: calls.ChangesPage = await self._call(calls.changes(lsn, start, end, patience.wait_ms()))
+            except DatabaseClosedError:
+                if self._pool.closed:
+                    return
+                raise
             lsn = page.lsn
             for change in page.changes:
                 yield change

@@ -199,9 +199,12 @@ def _done(reply: ReplyFrame) -> None:
 
 def _ttl(reply: ReplyFrame) -> float | None:
     rows = _rows(reply, _TTL_TYPES)
-    if not rows or len(rows[0]) != 2 or rows[0][1] is None:
+    if not rows:
         return None
-    return float(rows[0][1]) / 1000
+    flat = rows[0]
+    if len(flat) != 2 or type(flat[1]) is bytes:
+        raise ProtocolError("the server sent a time to live that is none")
+    return None if flat[1] is None else flat[1] / 1000
 
 
 def _rows(reply: ReplyFrame, types: frozenset[type]) -> list[list[Any]]:

@@ -19,6 +19,7 @@ from toondb_protocol.client_core import ReplyFrame
 from toondb_protocol.errors import (
     ConfigurationError,
     ConnectionLostError,
+    DatabaseClosedError,
     ForkedProcessError,
     ProtocolError,
     ToonDBError,
@@ -301,7 +302,12 @@ class IpcClient(SyncStore):
     def _watch(self, lsn: int, start: bytes, end: bytes | None, seconds: float | None) -> Iterator[Change]:
         patience = calls.WatchPatience(seconds, self._pool.timeout, time.monotonic)
         while not self.closed:
-            page: calls.ChangesPage = self._call(calls.changes(lsn, start, end, patience.wait_ms()))
+            try:
+                page: calls.ChangesPage = self._call(calls.changes(lsn, start, end, patience.wait_ms()))
+            except DatabaseClosedError:
+                if self._pool.closed:
+                    return
+                raise
             lsn = page.lsn
             yield from page.changes
             if patience.over(bool(page.changes)):

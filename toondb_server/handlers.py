@@ -267,6 +267,8 @@ def _conditional(key: bytes, options: dict[str, Any], value: bytes) -> Condition
     others = options.keys() - allowed - {"op"}
     if others:
         raise MalformedRequestError(f"{sorted(others)[0]!r} has no meaning for the op {op!r}")
+    if value and op != "put":
+        raise MalformedRequestError(f"the op {op!r} takes no value, got {len(value)} bytes")
     ttl_ms = uint(options, "ttl_ms") if "ttl_ms" in options else None
     if ttl_ms is not None and not 0 < ttl_ms <= _MOST_TTL_MS:
         raise ValidationError(f"ttl_ms is {ttl_ms}, it must be 1 to {_MOST_TTL_MS}.")

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from toondb.engine.conditional import Conditional
+from toondb.engine.conditional import Conditional, Expire
 from toondb.engine.engine import Engine
 from toondb.engine.options import Isolation
 from toondb.engine.transaction import Transaction
@@ -223,7 +223,7 @@ class Server:
 
     def _step_parked(self, session: Session) -> None:
         if self.unpark(session):
-            self.loop.call_soon(session.step)
+            session.step_soon()
 
     def _commit_announced(self, keys: Iterable[bytes]) -> None:
         """Called by whoever committed."""
@@ -323,7 +323,8 @@ def _is_small(unit: Unit) -> bool:
     if isinstance(unit, tuple):
         return unit[1] is None or len(unit[1]) <= _LONE_WRITER_BYTES
     if isinstance(unit, Conditional):
-        return unit.size <= _LONE_WRITER_BYTES
+        # Another time to live writes the value again, whatever size it has.
+        return unit.size <= _LONE_WRITER_BYTES and not isinstance(unit, Expire)
     return (
         isinstance(unit, Transaction)
         and unit.isolation is Isolation.SNAPSHOT

@@ -97,6 +97,7 @@ class Session(asyncio.Protocol):
         "_sent",
         "_server",
         "_skip",
+        "_step_due",
         "_stuck_since",
         "_transport",
         "_write",
@@ -135,6 +136,7 @@ class Session(asyncio.Protocol):
         self._drained = 0
         self._awaiting = False
         self._yielded = False
+        self._step_due = False
         self._job: Job | None = None
         self._job_extended = False
         # What the latest job reads; kept from expiring while the client makes progress with its rows.
@@ -205,7 +207,7 @@ class Session(asyncio.Protocol):
         # Not at once: a transport that is closed within this call by asyncio's own loop (CPython 3.11 to 3.14)
         # reports its end twice.
         if self._job is not None:
-            self._loop.call_soon(self.step)
+            self.step_soon()
         elif not self._awaiting and not self._yielded:
             self._yield()
 
@@ -453,7 +455,7 @@ class Session(asyncio.Protocol):
                 self._answer_writes([error] * len(writes), writes, styles)
                 self._yield()
         elif self._job is not None:
-            self._loop.call_soon(self.step)
+            self.step_soon()
         elif turn_over and not self._writing_paused:
             self._yield()
         elif self._closing:
@@ -532,8 +534,19 @@ class Session(asyncio.Protocol):
         if not self._transport.is_closing():
             self._send(b"".join(out))
 
-    def step(self) -> None:
-        """Run the job until it ends, the client must drain, or its turn is over."""
+    def step_soon(self) -> None:
+        """Step the job after other connections had their turn. Any number of calls before that make one step.
+
+        A second one would wake a job that parked in the first.
+        """
+        if not self._step_due:
+            self._step_due = True
+            self._loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        """Run the job until it ends or parks, the client must drain, or its turn is over."""
+        self._step_due = False
+        self._server.unpark(self)  # whatever woke it
         job = self._job
         if job is None or self._writing_paused or self._transport.is_closing():
             return
@@ -553,7 +566,7 @@ class Session(asyncio.Protocol):
             if self._must_wait():
                 return
             if frame is None or sent >= _MAX_REPLY_BYTES_PER_TURN:
-                self._loop.call_soon(self.step)
+                self.step_soon()
                 return
         self._end_job()
         if not self._writing_paused:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 
+from toondb.engine.environment import Space
 from toondb.engine.snapshot import Snapshot, SnapshotScan
 from toondb.engine.transaction import Transaction
 from toondb.engine.write_set import Scan
@@ -26,7 +27,7 @@ from toondb_protocol.keys import check_key, prefix_end
 from toondb_protocol.layout import decode_fields, encode_map
 from toondb_protocol.messages import MESSAGES, QUERY_KEYS, SCAN_KEYS
 from toondb_protocol.opcodes import Opcode, Reply
-from toondb_protocol.record import now_ms
+from toondb_protocol.record import decode_expiry, live_value, now_ms
 
 from .requests import Job, Parked, Result, binary, boolean, find_transaction, map_body, only, txn_id, uint
 
@@ -131,6 +132,8 @@ def scan_extended(session: Session, payload: bytes) -> Result:
         return _scan_job(session, lambda: cursor, window)
     if "since_lsn" in body:
         only(body, "since_lsn", _CHANGES_KEYS)
+        if transaction_id:
+            raise MalformedRequestError("changes are read with transaction id 0; a transaction sees one snapshot")
         return _changes_job(session, body)
     if "wait_ms" in body:
         raise MalformedRequestError("'wait_ms' goes with 'since_lsn'")
@@ -144,7 +147,7 @@ def scan_extended(session: Session, payload: bytes) -> Result:
         if boolean(body, "expiry", default=False):
             if values:
                 raise MalformedRequestError("'expiry' goes with 'values' false")
-            return _expiry_job(session, _checked_keys(session, transaction_id, keys), keys)
+            return _expiry_job(session, _checked_keys(session, transaction_id, keys), keys, batch)
         return _multi_get_job(session, _checked_keys(session, transaction_id, keys), keys, values=values, batch=batch)
     if "expiry" in body:
         raise MalformedRequestError("'expiry' goes with 'keys'")
@@ -262,29 +265,44 @@ def _checked_keys(session: Session, transaction_id: int, keys: list[bytes]) -> T
     return find_transaction(session, transaction_id) if transaction_id else None
 
 
-def _expiry_job(session: Session, transaction: Transaction | None, keys: list[bytes]) -> Job:
+def _expiry_job(session: Session, transaction: Transaction | None, keys: list[bytes], batch: int) -> Job:
     """How long the keys that exist have to live."""
-    session.view = None
-    read = session.engine.get_with_expiry if transaction is None else transaction.get_with_expiry
+    snapshot = None if transaction is not None else session.engine.snapshot()
+    session.view = snapshot or transaction.snapshot  # type: ignore[union-attr]
+    now = now_ms()
     flat: list[Any] = []
-    for at, key in enumerate(keys, 1):
-        value, expires_ms = read(key)
-        if value is not None:
-            flat += (key, None if expires_ms is None else max(0, expires_ms - now_ms()))
-        if not at % _KEYS_PER_STEP:
-            yield None
-    if flat:
-        yield from _row_frames(session, flat, 2)
+    try:
+        for at, key in enumerate(keys, 1):
+            if transaction is not None:
+                value, expires_ms = transaction.get_with_expiry(key)
+            else:
+                raw = cast(Snapshot, snapshot).record(Space.KV, key)
+                value, expires_ms = live_value(raw), decode_expiry(raw or b"\0")
+            if value is not None:
+                flat += (key, None if expires_ms is None else max(0, expires_ms - now))
+            if not at % _KEYS_PER_STEP:
+                yield None
+    finally:
+        if snapshot is not None:
+            snapshot.close()
+    for at in range(0, len(flat), 2 * batch):
+        yield from _row_frames(session, flat[at : at + 2 * batch], 2)
     yield _end_stream(len(flat) // 2, None)
 
 
 def _changes_job(session: Session, body: dict[str, Any]) -> Job:
-    """The changes after a commit; when there are none, those of the next commit that brings some."""
+    """The changes after a commit; when there are none, those of the next commit that brings some.
+
+    The history is read in pages, and one without a change of this range says nothing of the pages behind it: what was
+    there at the start is read to its end in any case.
+    """
     start, end = _range(body)
     since: int | None = body["since_lsn"]
     server = session.server
     wait = min(uint(body, "wait_ms"), server.config.timeout_ms // 2) / 1000
     give_up = server.loop.time() + wait
+    environment = session.engine.environment
+    newest = environment.announced_lsn
     session.view = None
     while True:
         rows = 0
@@ -292,6 +310,9 @@ def _changes_job(session: Session, body: dict[str, Any]) -> Job:
         try:
             while True:
                 step = next(pages)
+                if step:
+                    # Before the client hears of it: what it reads next must not be older.
+                    environment.seen(step[-1].lsn)
                 rows += len(step)
                 flat = [item for c in step for item in (c.lsn, str(c.kind), c.key, c.value, c.last)]
                 if flat:
@@ -300,8 +321,13 @@ def _changes_job(session: Session, body: dict[str, Any]) -> Job:
                     yield None
         except StopIteration as stop:
             lsn: int = stop.value
+            environment.seen(lsn)
         finally:
             pages.close()
+        if not rows and since is not None and lsn < newest:
+            since = lsn
+            yield None
+            continue
         left = give_up - server.loop.time()
         if rows or since is None or left <= 0 or server.draining:
             payload = encode_map({"rows": rows, "lsn": lsn})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from .errors import ValidationError
 from .keys import BytesLike, KeyLike, as_bound, as_key, as_prefix, as_value, prefix_end
+from .record import MAX_KEY_SIZE
 
 __all__ = [
     "ISOLATIONS",
@@ -20,6 +22,7 @@ __all__ = [
     "given_keys",
     "integer",
     "pairs",
+    "pairs_as_dict",
     "scan_range",
     "several",
     "text",
@@ -152,6 +155,24 @@ def pairs(items: Items) -> list[tuple[bytes, bytes]]:
             raise ValidationError(f"an item is a pair of key and value, got {type(row).__name__}.")
         out.append((as_key(row[0]), as_value(row[1])))
     return out
+
+
+def pairs_as_dict(items: Items) -> tuple[dict[bytes, bytes], int]:
+    """The last value of each key of ``put_many``, and how many pairs there were.
+
+    Raises:
+        ValidationError: Something is not a pair of key and value.
+    """
+    given = items if isinstance(items, (dict, list)) else list(several("items", items))
+    # The usual case of a bulk load is checked without Python code for each item.
+    with contextlib.suppress(TypeError, ValueError):
+        found: dict[Any, Any] = dict(given)
+        if set(map(type, found)) == set(map(type, found.values())) == {bytes}:
+            sizes = set(map(len, found))
+            if min(sizes) > 0 and max(sizes) <= MAX_KEY_SIZE:
+                return found, len(given)
+    rows = pairs(given)
+    return dict(rows), len(rows)
 
 
 # Ranges

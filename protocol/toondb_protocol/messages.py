@@ -114,9 +114,9 @@ OPTIONS_FLAG = 0x8000_0000
 """Set in the key length of an extended PUT that has options; a key's length needs 9 bits of the 32."""
 
 _PUT_OPTIONED = (
-    Field("key", Kind.BYTES32, "1 to 511 bytes; its length has the top bit set"),
+    Field("key", Kind.BYTES32, "1 to 511 bytes; the length is sent with its top bit set: plus 0x80000000"),
     Field("options", Kind.MAP16, "what to do, see the keys below"),
-    Field("value", Kind.REST, "the value; ignored by `add` and `expire`"),
+    Field("value", Kind.REST, "the value that `put` stores, may be empty; empty for every other `op`"),
 )
 _CREATE_TABLE = (
     Field("name", Kind.TEXT16, "table name"),
@@ -142,12 +142,22 @@ PUT_OPTIONS = (
     MapKey(
         "op",
         "text",
-        '`"put"` (default) stores the value; `"delete"` deletes the key; `"add"` adds `by` to the number that the '
-        'value is in decimal text (an absent key counts as 0); `"expire"` keeps the value and sets its time to live',
+        '`"put"` (default) stores the value; `"delete"` deletes the key and needs `expected`; `"add"` adds `by` to the '
+        'number that the value is; `"expire"` keeps the value and gives the key another time to live',
     ),
-    MapKey("ttl_ms", "uint", "the key is gone after so many milliseconds, at least 1; absent = it stays"),
-    MapKey("expected", "bin or nil", "`put` and `delete` only when this is the value, nil = when the key is absent"),
-    MapKey("by", "int", "what `add` adds: a signed 64-bit integer; default 1"),
+    MapKey(
+        "ttl_ms",
+        "uint",
+        "with `put` and `expire`: the key is gone after so many milliseconds, 1 to 2^52; absent = it stays for ever, "
+        "also when it had a time to live",
+    ),
+    MapKey(
+        "expected",
+        "bin or nil",
+        "with `put` and `delete`: do it only when this is the value of the key, nil = only when there is no such key; "
+        "absent = in any case",
+    ),
+    MapKey("by", "int", "with `add`: a signed 64-bit integer; default 1"),
 )
 
 SCAN_KEYS = (
@@ -174,18 +184,20 @@ SCAN_KEYS = (
     MapKey(
         "expiry",
         "bool",
-        "with keys, and values false: `[key, ms, ...]`, the milliseconds that each has to live, nil = for ever",
+        "with keys, and values false: `[key, ms, key, ms, ...]`, the milliseconds that each of those that exist has "
+        "to live, nil = for ever",
     ),
     MapKey(
         "since_lsn",
         "uint or nil",
-        "instead of the pairs, the changes of the range after this commit: "
-        "`[lsn, kind, key, value, last, ...]`; nil = no changes, only the LSN to begin after",
+        "instead of the pairs of the range (`prefix`, or `start` and `end`), its changes after this commit, see "
+        "section 8; nil = no changes, only the LSN to begin after. Not in a transaction",
     ),
     MapKey(
         "wait_ms",
         "uint",
-        "with since_lsn: when there is no change yet, wait so long for one; at most half of the server's timeout_ms",
+        "with since_lsn: when there is no change yet, wait so many milliseconds for one; more than half of the "
+        "server's `--timeout-ms` is cut to that; default 0",
     ),
 )
 
@@ -204,10 +216,10 @@ QUERY_KEYS = (
 )
 
 END_STREAM_KEYS = (
-    MapKey("rows", "uint", "rows sent in this stream"),
+    MapKey("rows", "uint", "rows sent in this stream: pairs, keys, changes or rows of a query"),
     MapKey("cursor", "uint or nil", "the cursor to continue with, when the stream ended early"),
-    MapKey("lsn", "uint", "of changes: history was read up to this commit, go on after it"),
-    MapKey("result", "bool or int", "of a PUT with options: whether it was done, or the sum of `add`"),
+    MapKey("lsn", "uint", "only of a SCAN with `since_lsn`: history was read up to this commit, go on after it"),
+    MapKey("result", "bool or int", "only of a PUT with options: whether it was done, or the new number of `add`"),
 )
 
 ERROR_KEYS = (
@@ -246,8 +258,21 @@ MESSAGES: dict[Opcode, Message] = {
             optioned=_PUT_OPTIONED,
             notes=(
                 "OK means the write is committed as `--sync-mode` promises (inside a transaction: recorded in it).",
-                "An extended PUT whose key length has the top bit (0x80000000) set carries options. It decides by what "
-                "is there and writes in one step, and is answered by END_STREAM with a `result` alone.",
+                "An extended PUT whose `u32` key length has the top bit (0x80000000) set carries options between key "
+                "and value; the lower 31 bits are the length. It looks at the key and writes in one step, and no other "
+                "write comes in between. In a transaction it goes by what the transaction sees; a conflict shows when "
+                "it commits.",
+                "With options the reply is one END_STREAM and no ROW, and its map has `result` alone: true when it was "
+                "done, false when `expected` did not match or `expire` found no such key (then nothing was written; "
+                "that is no ERROR), and for `add` the new number.",
+                "A number is decimal text, `-?[0-9]{1,19}`, within a signed 64-bit integer. `add` counts an absent key "
+                "as 0 and leaves a time to live as it is; a value that is no number, or a sum beyond 64 bits, is an "
+                "ERROR `VALIDATION`.",
+                "A time to live is counted from when the server executes the request, by its clock. From its end on "
+                "the key is absent for every request, `expected` nil included. A plain PUT ends a time to live.",
+                "Also refused: an `op` that is not known, and a `ttl_ms` beyond its limits (`VALIDATION`); an option "
+                "without a meaning for the `op`, a `delete` without `expected`, and a value where none is used "
+                "(`MALFORMED_REQUEST`).",
             ),
         ),
         Message(
@@ -348,12 +373,10 @@ MESSAGES: dict[Opcode, Message] = {
                 "Classic VALUE payload: `u32 n`, then n times `u16 len, key, u32 len, value`. A result over the frame "
                 "cap is an ERROR that names the extended form.",
                 "Extended ROW payload: one flat msgpack array `[key, value, key, value, ...]` "
-                "(`[key, key, ...]` with `values` false).",
+                "(`[key, key, ...]` with `values` false; other items with `expiry` and `since_lsn`).",
                 "A cursor belongs to its connection (and to its transaction), keeps its snapshot, and is dropped when "
                 "idle or open for too long.",
-                "Changes: `kind` is `put`, `delete` or `expire`, `value` is nil unless it is `put`, and `last` is true "
-                "for the last change of its commit in this range. A stream holds whole commits. A put whose value is "
-                "long and was overwritten since may be left out; the later change follows.",
+                "An option that would have no effect beside the others is refused as `MALFORMED_REQUEST`.",
             ),
         ),
         Message(

@@ -19,8 +19,11 @@ The CRC is not verified on the read path (the page cache is trusted as LMDB trus
 
 from __future__ import annotations
 
+import operator
 import struct
 import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import NamedTuple
 from zlib import crc32
 
@@ -47,6 +50,7 @@ __all__ = [
     "decode_lsn",
     "decode_record",
     "encode_record",
+    "encode_records",
     "live_value",
     "now_ms",
 ]
@@ -75,6 +79,9 @@ _HEADER = struct.Struct("<BQI")
 _pack_stamp = struct.Struct("<BQ").pack
 _pack_checksum = struct.Struct("<I").pack
 _pack_expiry = struct.Struct("<Q").pack
+_concat: Callable[[bytes, bytes], bytes] = operator.concat  # type: ignore[assignment]
+_crc32: Callable[[bytes, int], int] = crc32
+_pack_header = struct.Struct("<9sI").pack
 _STAMP_SIZE = 9
 _unpack_lsn = struct.Struct("<xQ").unpack_from
 _unpack_expiry = struct.Struct("<Q").unpack_from
@@ -117,6 +124,16 @@ def encode_record(key: bytes, value: bytes, lsn: int) -> bytes:
     else:
         stamp = _pack_stamp(RECORD_V1, lsn)
     return stamp + _pack_checksum(crc32(value, crc32(key, crc32(stamp)))) + value
+
+
+def encode_records(keys: Iterable[bytes], values: list[bytes], lsn: int) -> Iterator[bytes]:
+    """The stored forms of many plain values, written by one commit; see :func:`encode_record`.
+
+    Built of iterators that run in C: for a bulk load this is most of the work.
+    """
+    stamp = _pack_stamp(RECORD_V1, lsn)
+    checksums = map(_crc32, values, map(_crc32, keys, repeat(crc32(stamp))))
+    return map(_concat, map(_pack_header, repeat(stamp), checksums), values)
 
 
 def live_value(raw: bytes | None) -> bytes | None:

@@ -192,7 +192,7 @@ def _reply(reply: Reply, payload: bytes, what: str) -> list[tuple[bytes, str]]:
     return _frame(reply, f"{reply.name} (reply)", [(payload, what)] if payload else [])
 
 
-def _rows(*items: bytes) -> bytes:
+def _rows(*items: object) -> bytes:
     packed: bytes = msgpack.packb(list(items), use_bin_type=True)
     return packed
 
@@ -283,6 +283,7 @@ def _replies() -> list[str]:
         _reply(Reply.TXN_ID, (_TXN).to_bytes(8, "little"), f"transaction {_TXN}"),
         _reply(Reply.ROW, _rows(b"user:1", b"Ann"), "[bin user:1, bin Ann]"),
         _reply(Reply.END_STREAM, encode_map({"rows": 1}), '{"rows": 1}'),
+        _reply(Reply.END_STREAM, encode_map({"result": True}), '{"result": true}, to a PUT with options'),
         _reply(Reply.STATS_RESP, b'{"requests_total":3}', "JSON text"),
         _reply(Reply.PONG, b"", ""),
         _reply(Reply.ERROR, error.to_text().encode(), "to a classic request: text"),
@@ -337,6 +338,26 @@ def _scan_exchange() -> list[str]:
                 "A client that loses interest instead of going on closes the cursor (answered by END_STREAM):",
                 _request(Opcode.SCAN, {"body": {"cursor": 3, "close": True}}, 0),
             ),
+        )
+    )
+
+
+def _changes_exchange() -> list[str]:
+    def watch(since_lsn: int | None) -> list[tuple[bytes, str]]:
+        wait = {} if since_lsn is None else {"wait_ms": 2000}
+        return _request(Opcode.SCAN, {"body": {"prefix": b"user:", "since_lsn": since_lsn, **wait}}, 0)
+
+    def end(rows: int, lsn: int) -> list[tuple[bytes, str]]:
+        return _reply(Reply.END_STREAM, encode_map({"rows": rows, "lsn": lsn}), f'{{"rows": {rows}, "lsn": {lsn}}}')
+
+    change = _rows(43, "put", b"user:1", b"Ann", True)
+    return _exchange(
+        (
+            ("Client: where does history end?", watch(None)),
+            ("Server:", end(0, 41)),
+            ("Client: what is new under `user:`? Wait up to two seconds.", watch(41)),
+            ("Server, as soon as commit 43 stored it:", _reply(Reply.ROW, change, "[43, put, user:1, Ann, true]")),
+            ("and the end. The client goes on after 43.", end(1, 43)),
         )
     )
 
@@ -419,6 +440,7 @@ def render() -> str:
         "hello": _hello,
         "transaction-exchange": _transaction_exchange,
         "scan-exchange": _scan_exchange,
+        "changes-exchange": _changes_exchange,
         "refusals": _refusals,
         "record-example": _record_example,
     }

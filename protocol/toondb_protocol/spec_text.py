@@ -171,12 +171,42 @@ A classic SCAN answers one VALUE with everything. The extended SCAN streams:
 
 {{scan-exchange}}
 
+### Changes
+
+The server keeps a history of what was committed, bounded in bytes. A SCAN with `since_lsn` reads the part of it after
+that commit, for the keys of a range. To watch a range:
+
+1. Send `since_lsn` nil. The answer is one END_STREAM whose `lsn` is the newest commit. (To watch from a known state
+   on, do this first and read the range then; what is committed in between comes twice, and never not at all.)
+2. Send that `lsn` as `since_lsn`, with `wait_ms`. The answer is any number of ROW, then END_STREAM with another `lsn`.
+3. Go on with 2, with the new `lsn`. There may be more to read already, and then the answer comes at once.
+
+A ROW is one flat array of five items for each change, `[lsn, kind, key, value, last, lsn, ...]`:
+
+| item | type | meaning |
+| --- | --- | --- |
+| `lsn` | uint | the commit that made the change; commits come in order, and all of a commit before the next |
+| `kind` | text | `put`, `delete`, or `expire` for a key whose time to live was over (up to some seconds ago) |
+| `key` | bin | the key |
+| `value` | bin or nil | the new value; nil unless `kind` is `put` |
+| `last` | bool | no more changes of this commit follow in the range: its `lsn` can be gone on after |
+
+- A stream holds whole commits, so it may be large, and commits never mix. A put whose value is long, or one of very
+  many in its commit, and was written again since may be left out; the later change follows.
+- While it waits, the server answers nothing else on this connection: requests sent behind it wait. It ends early,
+  without a change, when the server stops. The time that a client waits for a reply must be longer than `wait_ms`.
+- `HISTORY_TRIMMED`: history no longer reaches back to `since_lsn`. Begin with 1 again and read the range anew.
+- `VALIDATION`: `since_lsn` is after the newest commit, so it is of another store, or this one was restored.
+
+{{changes-exchange}}
+
 ## 9. Hello
 
 An extended PING carries a hello, and its PONG the server's. Everything in it is optional for a client: a connection
 works without. A client that needs an extended form sends a hello first, and falls back to classic forms when the
 server answers ERROR or an empty PONG. Both sides ignore keys that they do not know. Features of this version:
-{features}.
+{features}. Of these `options` is PUT with options, and `expiry` of SCAN; `changes` is `since_lsn` of SCAN; `filters` is
+`where` of QUERY.
 
 {{hello}}
 
@@ -226,6 +256,7 @@ When the server stops, it finishes the requests it received, aborts open transac
 | msgpack body of a request | 4 MiB | `FRAME_TOO_LARGE` |
 | arrays and maps in a msgpack body | 1024 | `MALFORMED_REQUEST` |
 | `keys` of one SCAN | 65536 | `MALFORMED_REQUEST` |
+| options of a PUT, as msgpack (`u16 length`) | 65535 bytes | cannot be written |
 | columns of CREATE_TABLE | 2000 | `VALIDATION` |
 | open transactions, and open cursors, of one connection | 256 each | `TRANSACTION` |
 | transaction ids, cursors, LSNs | `u64` | |

@@ -29,10 +29,12 @@ def sync_client() -> None:
         for key, value in client.scan():
             assert_type(key, bytes)
             assert_type(value, bytes)
-        for row in client.scan_batched(batch_size=10):
+        for row in client.scan_prefix("k"):
             assert_type(row["key"], bytes)
             assert_type(row.value, bytes)
             assert_type(row[0], bytes)
+        for pair in client.scan_batched(batch_size=10):
+            assert_type(pair, tuple[bytes, bytes])
         with client.transaction() as transaction:
             assert_type(transaction, Transaction)
             assert_type(transaction.get("k"), bytes | None)

@@ -38,21 +38,28 @@ class ListScan:
         self.closed = True
 
 
+ROOM = 1 << 30
+
+
 @given(WRITES, KEYS, BOUND)
 def test_it_is_a_sorted_dict(writes: list[tuple[bytes, bytes | None]], start: bytes, end: bytes | None) -> None:
     written = WriteSet()
     model: dict[bytes, bytes | None] = {}
     for at, (key, value) in enumerate(writes):
-        grows = written.growth(key, value)
         before = written.size
-        written.put(key, value)
+        grows = written.put(key, value, ROOM)
+        assert grows is not None
         model[key] = value
         assert written.size - before == grows
+        assert written.put(key, b"x" * 100, 99 - len(value or b"")) is None
         assert written.size == sum(len(k) + len(v or b"") for k, v in model.items())
         if at % 3 == 0:
             assert written.keys() == sorted(model)
     assert len(written) == len(model)
     assert list(written.items()) == sorted(model.items())
+    assert written.values() == [value for _, value in sorted(model.items())]
+    assert written.is_disjoint([b"never written"])
+    assert not model or not written.is_disjoint(list(model)[-1:])
     for key in [*model, start]:
         assert written.get(key) == model.get(key, ABSENT)
         assert (key in written) == (key in model)
@@ -62,10 +69,10 @@ def test_it_is_a_sorted_dict(writes: list[tuple[bytes, bytes | None]], start: by
 
 def test_a_range_does_not_show_later_writes() -> None:
     written = WriteSet()
-    written.put(b"a", b"1")
+    written.put(b"a", b"1", ROOM)
     frozen = written.range(b"", None)
-    written.put(b"a", b"2")
-    written.put(b"b", b"3")
+    written.put(b"a", b"2", ROOM)
+    written.put(b"b", b"3", ROOM)
     assert frozen == [(b"a", b"1")]
 
 
@@ -116,8 +123,8 @@ def test_a_closed_merged_scan_gives_nothing_more() -> None:
 def test_very_many_deletes_do_not_hold_a_batch_up() -> None:
     writes = WriteSet()
     for number in range(20_000):
-        writes.put(b"%06d" % number, None)
-    writes.put(b"last", b"v")
+        writes.put(b"%06d" % number, None, ROOM)
+    writes.put(b"last", b"v", ROOM)
 
     class Empty:
         exhausted = True

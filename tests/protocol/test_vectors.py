@@ -31,7 +31,7 @@ from toondb_protocol.frames import DEFAULT_MAX_FRAME, FrameReader, encode_frame
 from toondb_protocol.hello import parse_server_hello
 from toondb_protocol.keys import check_key
 from toondb_protocol.layout import decode_fields, encode_fields
-from toondb_protocol.messages import MESSAGES, check_body, decode_request, encode_request
+from toondb_protocol.messages import END_STREAM_KEYS, MESSAGES, check_body, decode_request, encode_request
 from toondb_protocol.messages import REPLIES as REPLY_LAYOUTS
 from toondb_protocol.opcodes import EXTENDED as EXTENDED_BIT
 from toondb_protocol.opcodes import Opcode, Reply
@@ -51,6 +51,10 @@ def _text(value: str) -> bytes:
 
 
 def _put(f: Vector) -> bytes:
+    if "options" in f:
+        options = msgpack.packb(f["options"])
+        head = struct.pack("<I", len(f["key"]) + (1 << 31)) + bytes(f["key"])
+        return head + struct.pack("<H", len(options)) + bytes(options) + bytes(f["value"])
     return struct.pack("<I", len(f["key"])) + bytes(f["key"]) + bytes(f["value"])
 
 
@@ -144,8 +148,9 @@ def test_requests_decode_and_encode(vector: Vector) -> None:
     opcode, got_txn, fields = decode_request(frame[0], frame[HEADER:])
     assert (opcode.name, got_txn, fields) == (vector["opcode"], txn, vector["fields"])
     assert encode_frame(*encode_request(opcode, vector["fields"], txn=txn)) == frame
-    if "body" in fields:
-        check_body(MESSAGES[opcode].keys, fields["body"])
+    for part in ("body", "options"):
+        if part in fields:
+            check_body(MESSAGES[opcode].keys, fields[part])
 
 
 @pytest.mark.parametrize("vector", REPLIES, ids=names(REPLIES))
@@ -273,9 +278,12 @@ def test_the_vectors_cover_the_protocol() -> None:
     assert {vector["reply"] for vector in ALL_REPLIES} == set(Reply.__members__)
     assert {vector["form"] for vector in ERRORS} == {"classic", "extended"}
     for message in MESSAGES.values():
-        bodies = [v["fields"].get("body", {}) for v in EXTENDED if v["opcode"] == message.opcode.name]
-        used = {key for body in bodies for key in body}
+        part = "options" if message.optioned else "body"
+        maps = [v["fields"].get(part, {}) for v in EXTENDED if v["opcode"] == message.opcode.name]
+        used = {key for one in maps for key in one}
         reply_only = {key.name for key in message.keys if key.doc.startswith("reply only")}
         assert {key.name for key in message.keys} - reply_only == used
+    ends = [v["fields"]["end"] for v in REPLIES if v["reply"] == "END_STREAM"]
+    assert {key.name for key in END_STREAM_KEYS} == {key for end in ends for key in end}
     for vectors in (CLASSIC, EXTENDED, REPLIES, ERRORS, MALFORMED):
         assert len(set(names(vectors))) == len(vectors)

@@ -37,6 +37,7 @@ __all__ = [
     "memory",
     "peak_memory",
     "put",
+    "put_with",
     "reset_peak",
     "scan",
     "settled",
@@ -64,6 +65,13 @@ def frame(opcode: int, payload: bytes = b"", *, txn: int | None = None, length: 
 def put(key: bytes, value: bytes, *, txn: int | None = None) -> bytes:
     """A PUT frame."""
     return frame(PUT, len(key).to_bytes(4, "little") + key + value, txn=txn)
+
+
+def put_with(key: bytes, value: bytes = b"", *, txn: int = 0, **options: Any) -> bytes:
+    """A PUT frame with options."""
+    packed: bytes = msgpack.packb(options)
+    head = (len(key) + (1 << 31)).to_bytes(4, "little") + key + len(packed).to_bytes(2, "little")
+    return frame(PUT, head + packed + value, txn=txn)
 
 
 def scan(*, txn: int = 0, **body: Any) -> bytes:
@@ -104,6 +112,20 @@ class Answer(NamedTuple):
         """The number in a TXN_ID."""
         assert self.code == TXN_ID, (self.code, self.payload[:200])
         return int.from_bytes(self.payload, "little")
+
+    @property
+    def result(self) -> Any:
+        """The result of a PUT with options."""
+        assert self.end.keys() == {"result"}
+        assert not self.rows
+        return self.end["result"]
+
+    @property
+    def changes(self) -> list[tuple[int, str, bytes, bytes | None, bool]]:
+        """The changes in a stream of them."""
+        assert len(self.rows) == 5 * self.end["rows"]
+        items = iter(self.rows)
+        return list(zip(*[items] * 5, strict=True))
 
     @property
     def end(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ little-endian in values::
 
 A commit has one part, or several when it is large. Kinds: 0 a put with its value; 1 a put without it, because it
 is long or one of very many: a reader finds it in the store, unless the key was written again since (then a later
-entry tells of it); 2 a delete; 3 a record that expired.
+entry tells of it); 2 a delete; 3 a record that expired; 4 a range, from the key to the one in the place of the value,
+both included: every record in it that has the LSN of this commit was put by it (a bulk load).
 
 The log is bounded in bytes. What is older is deleted, and ``changes_from`` in the meta sub-database is the LSN
 after which it is complete.
@@ -18,8 +19,10 @@ after which it is complete.
 
 from __future__ import annotations
 
+import operator
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import repeat
 from typing import Any
 from zlib import crc32
 
@@ -30,34 +33,48 @@ from toondb_protocol.errors import HistoryTrimmedError, ValidationError
 from toondb_protocol.record import META_CHANGES_FROM, decode_lsn, live_value
 
 from .environment import Environment, storage_error
-from .snapshot import read_lsn
+from .snapshot import read_lsn, records
 
 __all__ = ["DELETED", "EXPIRED", "changes_from", "is_intact", "read_changes", "trim", "write_commit"]
 
-PUT, PUT_BY_REFERENCE, DELETED, EXPIRED = range(4)
+PUT, PUT_BY_REFERENCE, DELETED, EXPIRED, PUT_RANGE = range(5)
 
 INLINE_VALUE_BYTES = 1024
 """Longer values are not copied into the log."""
 
-INLINE_COMMIT_BYTES = 256 * 1024
+INLINE_COMMIT_BYTES = 64 * 1024
 """Of the values of one commit so many bytes are copied; a bulk load is not stored twice."""
 
 _PART_BYTES = 256 * 1024
+_RANGE_KEYS = 4096
+_RANGE_SHARE = 8
 _TRIM_KEEPS = 7 / 8
 _TRIM_ENTRIES = 256
+_TRIM_SHARE = 4
+_CHECKS_PER_HISTORY = 64
 _STEP_BYTES = 256 * 1024
+_KEYS_AT_ONCE = 4096
 
 _KINDS = {PUT: ChangeKind.PUT, PUT_BY_REFERENCE: ChangeKind.PUT, DELETED: ChangeKind.DELETE, EXPIRED: ChangeKind.EXPIRE}
 _HEAD = struct.Struct("<BHI")
 _KEY = struct.Struct(">QI")
 _LSN = struct.Struct("<Q")
 _CHECKSUM_SIZE = 4
+_concat: Callable[[bytes, bytes], bytes] = operator.concat  # type: ignore[assignment]
 
 
 # Writing, inside the LMDB transaction of a commit
 
 
-def write_commit(environment: Environment, txn: Any, lsn: int, changes: list[tuple[bytes, bytes | int]]) -> None:
+def write_commit(
+    environment: Environment,
+    txn: Any,
+    lsn: int,
+    changes: list[tuple[bytes, bytes | int]],
+    by_reference: Sequence[bytes] = (),
+    *,
+    dense: bool = False,
+) -> None:
     """Log one commit.
 
     Args:
@@ -65,36 +82,83 @@ def write_commit(environment: Environment, txn: Any, lsn: int, changes: list[tup
         txn: Its LMDB write transaction.
         lsn: Its LSN, after every LSN in the log.
         changes: Each key with its new value, or with ``DELETED`` or ``EXPIRED``.
+        by_reference: More keys that were put, in key order; their values are not copied.
+        dense: There are no other keys between these.
     """
+    if len(changes) == 1 and not by_reference:
+        # The usual write of a user, without the machinery for many.
+        _write_one(environment, txn, lsn, *changes[0])
+        return
+    part = _Part(environment, txn, lsn)
     inline = INLINE_COMMIT_BYTES
     head = _HEAD.pack
-    parts: list[bytes] = []
-    part = size = written = 0
     for key, value in changes:
         if not isinstance(value, bytes):
-            parts.append(head(value, len(key), 0) + key)
+            part.add(head(value, len(key), 0) + key)
         elif len(value) <= INLINE_VALUE_BYTES and len(value) <= inline:
             inline -= len(value)
-            parts.append(head(PUT, len(key), len(value)) + key + value)
+            part.add(head(PUT, len(key), len(value)) + key + value)
         else:
-            parts.append(head(PUT_BY_REFERENCE, len(key), 0) + key)
-        size += len(parts[-1])
-        if size >= _PART_BYTES:
-            _put_part(environment, txn, _KEY.pack(lsn, part), b"".join(parts))
-            part += 1
-            written += size
-            if written > environment.history_bytes // 2:
-                # This commit alone would push out nearly everything: there is no history up to it.
-                _forget_all(environment, txn, lsn)
-                return
-            parts, size = [], 0
-    if parts:
-        _put_part(environment, txn, _KEY.pack(lsn, part), b"".join(parts))
+            part.add(head(PUT_BY_REFERENCE, len(key), 0) + key)
+    # A reader looks at all records of a range, so the keys must be a good share of these.
+    if len(by_reference) >= _RANGE_KEYS and (
+        dense or len(by_reference) >= txn.stat(environment.kv)["entries"] // _RANGE_SHARE
+    ):
+        first, last = by_reference[0], by_reference[-1]
+        part.add(head(PUT_RANGE, len(first), len(last)) + first + last)
+        by_reference = ()
+    for at in range(0, len(by_reference), _KEYS_AT_ONCE):
+        keys = by_reference[at : at + _KEYS_AT_ONCE]
+        # Built of iterators that run in C: a bulk load has very many.
+        heads = map(head, repeat(PUT_BY_REFERENCE), map(len, keys), repeat(0))
+        part.add(b"".join(map(_concat, heads, keys)))
+    part.write()
 
 
-def _put_part(environment: Environment, txn: Any, key: bytes, entries: bytes) -> None:
-    checksum = crc32(entries, crc32(key))
-    txn.put(key, checksum.to_bytes(4, "little") + entries, db=environment.changes, append=True)
+def _write_one(environment: Environment, txn: Any, lsn: int, key: bytes, value: bytes | int) -> None:
+    if not isinstance(value, bytes):
+        entry = _HEAD.pack(value, len(key), 0) + key
+    elif len(value) <= INLINE_VALUE_BYTES:
+        entry = _HEAD.pack(PUT, len(key), len(value)) + key + value
+    else:
+        entry = _HEAD.pack(PUT_BY_REFERENCE, len(key), 0) + key
+    _put_part(environment, txn, _KEY.pack(lsn, 0), entry)
+
+
+def _put_part(environment: Environment, txn: Any, log_key: bytes, entries: bytes) -> None:
+    checksum = crc32(entries, crc32(log_key)).to_bytes(_CHECKSUM_SIZE, "little")
+    txn.put(log_key, checksum + entries, db=environment.changes, append=True)
+    environment.unchecked_history += len(entries)
+
+
+class _Part:
+    """The part of a commit that is being filled."""
+
+    def __init__(self, environment: Environment, txn: Any, lsn: int) -> None:
+        self._environment, self._txn, self._lsn = environment, txn, lsn
+        self._entries: list[bytes] = []
+        self._size = self._written = self._number = 0
+        self._most = environment.history_bytes // 2
+
+    def add(self, entries: bytes) -> None:
+        self._entries.append(entries)
+        self._size += len(entries)
+        if self._size >= _PART_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        if not self._entries or self._written > self._most:
+            return
+        entries = b"".join(self._entries)
+        self._entries, self._size = [], 0
+        self._written += len(entries)
+        if self._written > self._most:
+            # This commit alone would push out nearly everything: there is no history up to it.
+            self._txn.drop(self._environment.changes, delete=False)
+            self._txn.put(META_CHANGES_FROM, _LSN.pack(self._lsn), db=self._environment.meta)
+            return
+        _put_part(self._environment, self._txn, _KEY.pack(self._lsn, self._number), entries)
+        self._number += 1
 
 
 def is_intact(key: bytes, value: bytes) -> bool:
@@ -104,23 +168,21 @@ def is_intact(key: bytes, value: bytes) -> bool:
     )
 
 
-def _forget_all(environment: Environment, txn: Any, lsn: int) -> None:
-    txn.drop(environment.changes, delete=False)
-    txn.put(META_CHANGES_FROM, _LSN.pack(lsn), db=environment.meta)
-
-
 def trim(environment: Environment, txn: Any) -> None:
-    """Delete the oldest commits of the log when it is over its bound.
+    """Delete the oldest commits of the log when it is over its bound, which is looked at now and then.
 
     A few at a time: the log shrinks a little faster than commits of that size let it grow, so no single commit
     waits for long.
     """
+    if environment.unchecked_history < environment.history_bytes // _CHECKS_PER_HISTORY:
+        return
+    environment.unchecked_history = 0
     stat = txn.stat(environment.changes)
     if _bytes(stat) <= environment.history_bytes:
         return
     # LMDB counts whole pages; entries are of all sizes, so the share to delete is an estimate.
     surplus = 1 - _TRIM_KEEPS * environment.history_bytes / _bytes(stat)
-    left = max(_TRIM_ENTRIES, int(surplus * stat["entries"] / 8))
+    left = max(_TRIM_ENTRIES, int(surplus * stat["entries"] / _TRIM_SHARE))
     cursor = txn.cursor(db=environment.changes)
     last: int | None = None
     found = cursor.first()
@@ -220,7 +282,12 @@ def _read(
             at = lsn
         total += len(entries)
         size += len(entries)
-        for kind, key, value in _decode(environment, view, lsn, entries, start, end):
+        for entry in _decode(environment, view, lsn, entries, start, end):
+            if entry is None:
+                yield step
+                step, size = [], 0
+                continue
+            kind, key, value = entry
             if held is not None:
                 step.append(Change(*held, False))
             held = (lsn, kind, key, value)
@@ -239,14 +306,17 @@ def _read(
 
 def _decode(
     environment: Environment, view: Any, lsn: int, raw: bytes, start: bytes, end: bytes | None
-) -> Iterator[tuple[ChangeKind, bytes, bytes | None]]:
-    """The changes of a part of a commit, of keys in [start, end)."""
+) -> Iterator[tuple[ChangeKind, bytes, bytes | None] | None]:
+    """The changes of a part of a commit, of keys in [start, end); None only gives the caller a turn."""
     at, size = _CHECKSUM_SIZE, len(raw)
     unpack, width = _HEAD.unpack_from, _HEAD.size
     while at < size:
         kind, key_size, value_size = unpack(raw, at)
         at += width + key_size + value_size
         key = raw[at - value_size - key_size : at - value_size]
+        if kind == PUT_RANGE:
+            yield from _decode_range(environment, view, lsn, max(key, start), end, raw[at - value_size : at])
+            continue
         if key < start or (end is not None and key >= end):
             continue
         value: bytes | None = raw[at - value_size : at] if kind == PUT else None
@@ -258,3 +328,17 @@ def _decode(
             if value is None:
                 continue
         yield _KINDS[kind], key, value
+
+
+def _decode_range(
+    environment: Environment, view: Any, lsn: int, start: bytes, end: bytes | None, last: bytes
+) -> Iterator[tuple[ChangeKind, bytes, bytes | None] | None]:
+    for count, (key, record) in enumerate(records(view, environment.kv, start, None), 1):
+        if key > last or (end is not None and key >= end):
+            return
+        if decode_lsn(record) == lsn:
+            value = live_value(record)
+            if value is not None:
+                yield ChangeKind.PUT, key, value
+        if not count % _RANGE_KEYS:
+            yield None

@@ -124,7 +124,7 @@ class Engine:
             self._lock = OwnerLock(self.folder, role, socket)
             self.access = Access.EXCLUSIVE
         try:
-            self._environment = Environment(self.folder, self.options, read_only=self.access is Access.READ)
+            self._environment = Environment(self.folder, self.options, self.access)
         except BaseException:
             self._release_lock()
             raise

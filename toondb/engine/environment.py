@@ -44,7 +44,7 @@ from toondb_protocol.record import (
     META_LSN,
 )
 
-from .options import EngineOptions, SyncMode
+from .options import Access, EngineOptions, SyncMode
 
 __all__ = ["DATA_FILE", "READABLE_FORMATS", "Environment", "Space", "prepare_folder", "storage_error"]
 
@@ -179,7 +179,7 @@ class Environment:
     Args:
         folder: The database folder.
         options: Engine options.
-        read_only: Open beside a process that writes, and change nothing.
+        access: With ``READ`` nothing is changed; unless ``EXCLUSIVE``, other processes may write, too.
 
     Raises:
         CorruptionError: The files are not a usable store.
@@ -189,8 +189,11 @@ class Environment:
     Attributes:
         lmdb: The LMDB environment.
         kv: Handle of the key-value sub-database.
+        may_expire: A record may expire. False as long as this process, which alone writes the store, knows of none.
         expiry: Handle of the index of records that expire, see ``expiry``.
         changes: Handle of the change log, see ``change_log``.
+        history_bytes: What the change log may take.
+        unchecked_history: Bytes that were logged since its size was last looked at.
         begin_read: Begins an LMDB read transaction on a sub-database; for reads that drop it at once. What it raises
             is not translated, see :meth:`begin_view`.
         forked: This process is a child of the one that opened it and must not touch it.
@@ -200,11 +203,12 @@ class Environment:
             to know when to renew. Any thread that sees a commit before it was announced here may replace it too.
     """
 
-    def __init__(self, folder: Path, options: EngineOptions, *, read_only: bool = False) -> None:
+    def __init__(self, folder: Path, options: EngineOptions, access: Access = Access.EXCLUSIVE) -> None:
         self.folder = folder
         self.sync_mode = options.sync_mode
         self.history_bytes = options.change_history_bytes
-        self.read_only = read_only
+        self.unchecked_history = self.history_bytes
+        read_only = access is Access.READ
         self.forked = False
         self.last_view: Any = None
         self.mark: object = object()
@@ -243,6 +247,7 @@ class Environment:
                 self._check_format()
                 self._open_databases()
                 self.kv = self.spaces[Space.KV]
+                self.may_expire = access is not Access.EXCLUSIVE or self._any_expiring()
                 if created:
                     self._sync_names()
         except BaseException:
@@ -287,9 +292,13 @@ class Environment:
         if view is not self.last_view and not self.forked:
             view.abort()
 
+    def _any_expiring(self) -> bool:
+        with self.lmdb.begin() as txn:
+            return bool(txn.stat(self.expiry)["entries"])
+
     def has_expiring(self, txn: Any) -> bool:
         """Whether any record expires, as an LMDB transaction sees the store."""
-        return bool(txn.stat(self.expiry)["entries"])
+        return self.may_expire and bool(txn.stat(self.expiry)["entries"])
 
     def _refuse(self, _: Any) -> Any:
         raise self.forked_error()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any
 
 import lmdb
@@ -17,6 +18,8 @@ from toondb_protocol.record import EXPIRY_SIZE, HEADER_SIZE, META_LSN, decode_ex
 from .environment import Environment, Space, storage_error
 
 __all__ = ["Snapshot", "SnapshotScan", "read_lsn", "records"]
+
+_SMALL_BYTES = 32 << 20
 
 _unpack_lsn = struct.Struct("<Q").unpack
 
@@ -159,7 +162,7 @@ class SnapshotScan:
         last_key: The last key given out.
     """
 
-    __slots__ = ("_end", "_own", "_pairs", "_reverse", "_start", "exhausted", "last_key", "snapshot")
+    __slots__ = ("_end", "_own", "_pairs", "_reverse", "_small", "_start", "exhausted", "last_key", "snapshot")
 
     def __init__(
         self,
@@ -177,6 +180,8 @@ class SnapshotScan:
         self._start, self._end, self._reverse, self._own = start, end, reverse, own
         self.exhausted = end is not None and start >= end
         self.last_key: bytes | None = None
+        # Long values are on pages of their own; without many of those any number of rows is bounded in bytes.
+        self._small = False
         environment = snapshot._environment
         if environment.forked:
             raise environment.forked_error()
@@ -192,6 +197,8 @@ class SnapshotScan:
                     self._pairs = pairs if values else ((key, b"") for key, _ in pairs)
                 else:
                     self._pairs = records(snapshot._txn, database, start, end, reverse=reverse, values=values)
+                    stat = snapshot._txn.stat(database)
+                    self._small = stat["overflow_pages"] * stat["psize"] <= _SMALL_BYTES
             except lmdb.Error as error:
                 raise storage_error(error, "scanning") from None
         if self.exhausted:
@@ -256,6 +263,44 @@ class SnapshotScan:
         if self.exhausted:
             self.close()
         return out
+
+    def pairs(self, max_rows: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
+        """The next rows as pairs of key and value; see :meth:`batch`.
+
+        Where no value can be large, the bytes are not counted.
+        """
+        if not self._small:
+            flat = self.batch(max_rows, max_bytes)
+            return list(zip(flat[::2], flat[1::2], strict=True))
+        if self.exhausted:
+            return []
+        snapshot = self.snapshot
+        if snapshot._environment.forked:
+            raise snapshot._environment.forked_error()
+        with snapshot._lock:
+            if snapshot._txn is None:
+                raise snapshot._over()
+            try:
+                chunk = list(islice(self._pairs, max_rows))
+            except lmdb.Error as error:
+                raise storage_error(error, "scanning") from None
+        if len(chunk) < max_rows:
+            self.exhausted = True
+        if chunk:
+            last = chunk[-1][0]
+            if self._reverse:
+                if last < self._start:
+                    chunk = [pair for pair in chunk if pair[0] >= self._start]
+                    self.exhausted = True
+            elif self._end is not None and last >= self._end:
+                del chunk[bisect_left(chunk, (self._end,)) :]
+                self.exhausted = True
+            if chunk:
+                self.last_key = chunk[-1][0]
+        snapshot.touched_at = time.monotonic()
+        if self.exhausted:
+            self.close()
+        return [(key, raw[HEADER_SIZE:]) for key, raw in chunk]
 
     def close(self) -> None:
         """Give the cursor up, and the snapshot when it is owned. Idempotent."""

@@ -39,6 +39,14 @@ class State(Enum):
     ABORTED = "aborted"
 
 
+_ACTIVE = State.ACTIVE
+_monotonic = time.monotonic
+
+
+def _read_only() -> TransactionError:
+    return TransactionError("the transaction is read-only.", remediation="Begin it without read_only.")
+
+
 class _ReadRange:
     """A key range that a serializable transaction has read: [start, end) as far as its scan came."""
 
@@ -169,21 +177,40 @@ class Transaction:
             TransactionError: The transaction is read-only or over.
             InvalidKeyError, KeyTooLargeError: The key is not 1 to 511 bytes.
         """
-        self._check_active()
+        if self.state is not _ACTIVE or self._environment.forked:
+            self._check_active()
         if not 0 < len(key) <= 511:
             check_key(key)
         if self.read_only:
-            raise TransactionError("the transaction is read-only.", remediation="Begin it without read_only.")
+            raise _read_only()
+        self.snapshot.touched_at = _monotonic()
+        grown = self.writes[space].put(key, value, self._limit - self._size)
+        if grown is None:
+            raise self._too_large(len(key) + len(value or b""))
+        self._size += grown
+
+    def put_all(self, values: dict[bytes, bytes]) -> None:
+        """Record the writes of many keys; see :meth:`put`."""
+        self._check_active()
+        writes = self.writes[Space.KV]
+        sizes = list(map(len, values))
+        if self.read_only or not sizes or min(sizes) < 1 or max(sizes) > 511 or not writes.is_disjoint(values):
+            for key, value in values.items():
+                self.put(key, value)
+            return
         self.snapshot.touched_at = time.monotonic()
-        writes = self.writes[space]
-        size = self._size + writes.growth(key, value)
-        if size > self._limit:
-            raise TransactionTooLargeError(
-                f"the transaction would hold {size} bytes of writes, its cap is {self._limit}.",
-                details={"limit": self._limit, "actual": size},
-            )
-        writes.put(key, value)
-        self._size = size
+        added = sum(sizes) + sum(map(len, values.values()))
+        if self._size + added > self._limit:
+            raise self._too_large(added)
+        writes.put_new(values, added)
+        self._size += added
+
+    def _too_large(self, added: int) -> TransactionTooLargeError:
+        size = self._size + added
+        return TransactionTooLargeError(
+            f"the transaction would hold {size} bytes of writes, its cap is {self._limit}.",
+            details={"limit": self._limit, "actual": size},
+        )
 
     def delete(self, key: bytes, space: Space = Space.KV) -> None:
         """Record the delete of a key."""
@@ -333,18 +360,21 @@ class Transaction:
         if lsn != self.snapshot.lsn:
             self.validate(batch.txn)
         lsn += 1
-        put, delete = batch.put, batch.delete
-        for key, value in self.writes[Space.KV].items():
-            if value is None:
-                delete(key, lsn)
-            else:
-                put(key, value, lsn)
+        writes = self.writes[Space.KV]
+        if len(writes) < _MANY or not batch.put_all(writes.keys(), writes.values(), lsn):
+            put, delete = batch.put, batch.delete
+            for key, value in writes.items():
+                if value is None:
+                    delete(key, lsn)
+                else:
+                    put(key, value, lsn)
         for space in _OTHER_SPACES:
             for key, value in self.writes[space].items():
                 batch.put_record(space, key, value, lsn)
         return lsn
 
 
+_MANY = 16
 _OTHER_SPACES = tuple(space for space in Space if space is not Space.KV)
 
 
@@ -375,6 +405,16 @@ class TransactionScan:
         self.transaction.snapshot.touched_at = time.monotonic()
         if self._whole is not None:
             self._cover(self._whole, out)
+        return out
+
+    def pairs(self, max_rows: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
+        """The next rows as pairs."""
+        if self._whole is not None:
+            flat = self.batch(max_rows, max_bytes)
+            return list(zip(flat[::2], flat[1::2], strict=True))
+        self.transaction._check_active()
+        out = self._scan.pairs(max_rows, max_bytes)
+        self.transaction.snapshot.touched_at = time.monotonic()
         return out
 
     def _cover(self, whole: _ReadRange, out: list[bytes]) -> None:

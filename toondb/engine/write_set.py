@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 __all__ = ["ABSENT", "MergedScan", "Scan", "WriteSet"]
@@ -41,18 +41,45 @@ class WriteSet:
         """The new value, None when deleted, :data:`ABSENT` when not written."""
         return self._values.get(key, ABSENT)
 
-    def growth(self, key: bytes, value: bytes | None) -> int:
-        """Bytes by which ``size`` would grow with this write."""
-        new = len(value) if value is not None else 0
-        old = self._values.get(key, ABSENT)
-        if old is ABSENT:
-            return len(key) + new
-        return new - (len(old) if isinstance(old, bytes) else 0)
+    def put(self, key: bytes, value: bytes | None, room: int) -> int | None:
+        """Record a write; ``value`` None records a delete.
 
-    def put(self, key: bytes, value: bytes | None) -> None:
-        """Record a write; ``value`` None records a delete."""
-        self.size += self.growth(key, value)
-        self._values[key] = value
+        Args:
+            key: The key.
+            value: Its new value.
+            room: Bytes by which the write set may grow.
+
+        Returns:
+            By how many it grew; None when there was not enough room, and nothing was recorded.
+        """
+        values = self._values
+        old = values.get(key, ABSENT)
+        grown = len(value) if value is not None else 0
+        if old is ABSENT:
+            grown += len(key)
+        elif old is not None:
+            grown -= len(old)  # type: ignore[arg-type]
+        if grown > room:
+            return None
+        values[key] = value
+        self.size += grown
+        return grown
+
+    def put_new(self, values: dict[bytes, bytes], size: int) -> None:
+        """Record writes of keys that were not written before, ``size`` bytes in all."""
+        self._values.update(values)
+        self.size += size
+
+    def is_disjoint(self, keys: Iterable[bytes]) -> bool:
+        """Whether none of the keys was written."""
+        return not self._values or self._values.keys().isdisjoint(keys)
+
+    def values(self) -> list[bytes | None]:
+        """The new values, in the order of :meth:`keys`."""
+        keys = self.keys()
+        if keys == list(self._values):
+            return list(self._values.values())
+        return list(map(self._values.__getitem__, keys))
 
     def items(self) -> Iterator[tuple[bytes, bytes | None]]:
         """All writes in key order (which LMDB inserts fastest)."""
@@ -94,6 +121,9 @@ class Scan(Protocol):
 
     def batch(self, max_rows: int, max_bytes: int) -> list[bytes]:
         """The next rows as a flat list ``[key, value, ...]``."""
+
+    def pairs(self, max_rows: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
+        """The next rows as pairs of key and value."""
 
     def close(self) -> None:
         """Give the scan up. Idempotent."""
@@ -154,6 +184,11 @@ class MergedScan:
         if out:
             self.last_key = out[-2]
         return out
+
+    def pairs(self, max_rows: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
+        """The next rows as pairs."""
+        flat = self.batch(max_rows, max_bytes)
+        return list(zip(flat[::2], flat[1::2], strict=True))
 
     def close(self) -> None:
         """Give the scan up. Idempotent."""

@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
 from typing import Any
 
 import pytest
 
-from tests.support.daemon import Daemon
-from toondb_protocol.errors import InvalidPathError, TableExistsError
+from toondb_protocol.errors import InvalidPathError, TableExistsError, TransactionConflictError
 from toondb_protocol.rows import Row
-
-from .conftest import Connect
-
-pytestmark = pytest.mark.parametrize("connect", ["sync", "uvloop", "asyncio"], indirect=True)
-
-MODES = ("plain", "transaction", "direct")
-
-
-class Store:
-    """A store to read and write, and the client behind it."""
-
-    def __init__(self, client: Any, view: Any, mode: str) -> None:
-        self.client, self.view, self.mode = client, view, mode
-
-
-@pytest.fixture(params=MODES)
-def mode(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def store(connect: Connect, server: Daemon, mode: str) -> Iterator[Any]:
-    client = connect(server.socket, direct_reads=mode == "direct")
-    if mode != "transaction":
-        yield client
-        return
-    transaction = client.begin_transaction()
-    yield transaction
-    transaction.abort()
 
 
 def keys(rows: Any) -> list[bytes]:
@@ -212,12 +182,12 @@ def test_pipeline(store: Any) -> None:
     assert len(keys(store.scan())) == 3000
 
 
-def test_a_scan_keeps_its_snapshot(connect: Connect, server: Daemon, mode: str, store: Any) -> None:
+def test_a_scan_keeps_its_snapshot(view: str, store: Any) -> None:
     names = [b"%05d" % n for n in range(3000)]
     store.put_many((name, b"x" * 100) for name in names)
     rows = store.scan()
     seen = [next(rows).key]
-    if mode == "transaction":
+    if view == "transaction":
         seen += keys(rows)
     else:
         for row in rows:
@@ -228,80 +198,170 @@ def test_a_scan_keeps_its_snapshot(connect: Connect, server: Daemon, mode: str, 
     assert seen == names
 
 
-class TestClientOnly:
-    """What a transaction does not have."""
-
-    @pytest.fixture(params=["plain", "direct"])
-    def mode(self, request: pytest.FixtureRequest) -> str:
-        return str(request.param)
-
-    def test_ping_checkpoint_stats(self, store: Any) -> None:
-        assert 0 < store.ping() < 30
-        store.put("k", b"v")
-        first = store.checkpoint()
-        store.put("k", b"w")
-        assert store.checkpoint() == first + 1
-        stats = store.stats()
-        for name in (
-            "connections_active", "connections_total", "requests_success", "requests_error", "requests_total",
-            "bytes_received", "bytes_sent", "uptime_secs", "active_transactions",
-        ):  # fmt: skip
-            assert stats[name] >= 0, name
-
-    def test_transactions(self, store: Any) -> None:
-        transaction = store.begin_transaction()
-        transaction.put("k", b"v")
-        assert transaction.get("k") == b"v"
-        assert store.get("k") is None
-        assert transaction.active
-        first = transaction.commit()
-        assert store.get("k") == b"v"
-        assert not transaction.active
-        second = store.transaction("serializable") if hasattr(store, "_pool") else store.begin_transaction()
-        second.delete("k")
-        assert store.commit(second) == first + 1
-        third = store.begin_transaction(read_only=True)
-        assert third.get("k") is None
-        store.abort(third.id)
-        fourth = store.begin_transaction()
-        assert store.commit(fourth.id) >= first + 1
-
-    def test_run_transaction(self, store: Any) -> None:
-        store.put("n", b"1")
-        calls: list[int] = []
-
-        def add(transaction: Any) -> int:
-            n = int(transaction.get("n"))
-            if not calls:
-                store_writes.put("n", b"10")
-            calls.append(n)
-            transaction.put("n", b"%d" % (n + 1))
-            return n + 1
-
-        store_writes = IpcWriter(store)
-        try:
-            assert store.run_transaction(add) == 11
-        finally:
-            store_writes.close()
-        assert calls == [1, 10]
-        assert store.get("n") == b"11"
-
-    def test_close(self, store: Any) -> None:
-        store.close()
-        store.close()
-        assert store.closed
+def test_checkpoint_and_ping(client: Any) -> None:
+    assert 0 < client.ping() < 30
+    client.put("k", b"v")
+    first = client.checkpoint()
+    client.put("k", b"w")
+    assert client.checkpoint() == first + 1
+    client.delete("k")
+    client.delete("k")
+    assert client.checkpoint() == first + 2
 
 
-class IpcWriter:
-    """A second client, for writes from inside a running call."""
+STATS = {
+    "keys_count", "bytes_written", "bytes_read", "transactions_committed", "transactions_aborted", "queries_executed",
+    "cache_hits", "cache_misses",
+}  # fmt: skip
+SERVER_STATS = {
+    "connections_active", "connections_total", "requests_success", "requests_error", "requests_total",
+    "bytes_received", "bytes_sent", "uptime_secs", "active_transactions",
+}  # fmt: skip
 
-    def __init__(self, store: Any) -> None:
-        from toondb_client import IpcClient
 
-        self._client = IpcClient.connect(store.server.socket)
+def test_stats(client: Any, mode: str) -> None:
+    client.put("k", b"v" * 100)
+    before = client.stats()
+    names = STATS if mode in ("embedded", "concurrent") else STATS | SERVER_STATS
+    assert {name: before[name] for name in names if not isinstance(before.get(name), (int, float))} == {}
+    assert all(before[name] >= 0 for name in names)
+    client.put("l", b"v" * 1000)
+    with client.begin_transaction() as transaction:
+        transaction.put("m", b"v" * 100)
+    client.begin_transaction().abort()
+    client.query("").count()
+    len(list(client.scan()))
+    after = client.stats()
+    assert after["keys_count"] == before["keys_count"] + 2 == 3
+    assert after["transactions_committed"] == before["transactions_committed"] + 2
+    assert after["transactions_aborted"] == before["transactions_aborted"] + 1
+    assert after["bytes_written"] == before["bytes_written"] + 1102
+    assert after["queries_executed"] == before["queries_executed"] + 1
 
-    def put(self, key: str, value: bytes) -> None:
-        self._client.put(key, value)
 
-    def close(self) -> None:
-        self._client.close()
+def test_transactions(client: Any) -> None:
+    transaction = client.begin_transaction()
+    transaction.put("k", b"v")
+    assert transaction.get("k") == b"v"
+    assert client.get("k") is None
+    assert transaction.active
+    first = transaction.commit()
+    assert client.get("k") == b"v"
+    assert not transaction.active
+    second = client.begin_transaction("serializable")
+    second.delete("k")
+    assert client.commit(second) == first + 1
+    third = client.begin_transaction(read_only=True)
+    assert third.get("k") is None
+    client.abort(third.id)
+    fourth = client.begin_transaction()
+    assert client.commit(fourth.id) == first + 1
+    fifth = client.begin_transaction()
+    client.abort(fifth)
+    client.abort(fifth)
+    assert not fifth.active
+
+
+def test_with_commits_or_aborts(client: Any) -> None:
+    with client.begin_transaction() as transaction:
+        transaction.put("a", b"1")
+    assert client.get("a") == b"1"
+    with pytest.raises(KeyError), client.begin_transaction() as transaction:
+        transaction.put("a", b"2")
+        raise KeyError
+    assert not transaction.active
+    with client.begin_transaction() as transaction:
+        transaction.put("a", b"3")
+        transaction.abort()
+    with client.begin_transaction() as transaction:
+        transaction.put("b", b"4")
+        transaction.commit()
+    assert (client.get("a"), client.get("b")) == (b"1", b"4")
+
+
+def test_first_committer_wins(client: Any, other: Any) -> None:
+    client.put_many({"a": b"1", "b": b"1"})
+    with pytest.raises(TransactionConflictError) as caught, client.begin_transaction() as transaction:
+        transaction.put("a", b"mine")
+        transaction.put("c", b"mine")
+        other.put("a", b"theirs")
+        assert transaction.get("a") == b"mine"
+    assert caught.value.details == {"key": b"a"}
+    assert not transaction.active
+    assert (client.get("a"), client.get("c")) == (b"theirs", None)
+
+
+def test_serializable_prevents_write_skew(client: Any, other: Any) -> None:
+    client.put_many({"on-call/alice": b"1", "on-call/bob": b"1"})
+    with client.begin_transaction() as transaction:  # a snapshot only checks what it wrote
+        assert len(list(transaction.scan("on-call/"))) == 2
+        other.put("on-call/bob", b"0")
+        transaction.put("on-call/alice", b"0")
+    for look in (lambda t: t.get("on-call/bob"), lambda t: list(t.scan("on-call/"))):
+        with pytest.raises(TransactionConflictError), client.begin_transaction("serializable") as transaction:
+            look(transaction)
+            other.put("on-call/bob", b"0")
+            transaction.put("on-call/alice", b"1")
+        assert client.get("on-call/alice") == b"0"
+
+
+def test_run_transaction(client: Any, other: Any) -> None:
+    client.put("n", b"1")
+    calls: list[int] = []
+
+    def add(transaction: Any) -> int:
+        n = int(transaction.get("n"))
+        if not calls:
+            other.put("n", b"10")
+        calls.append(n)
+        transaction.put("n", b"%d" % (n + 1))
+        return n + 1
+
+    assert client.run_transaction(add) == 11
+    assert calls == [1, 10]
+    assert client.get("n") == b"11"
+
+    def always(transaction: Any) -> None:
+        transaction.put("n", b"mine")
+        other.put("n", b"theirs")
+
+    with pytest.raises(TransactionConflictError):
+        client.run_transaction(always, attempts=3)
+    assert client.get("n") == b"theirs"
+
+
+def test_close(client: Any) -> None:
+    assert not client.closed
+    client.close()
+    client.close()
+    assert client.closed
+
+
+def test_writes_of_others_are_seen_at_once(client: Any, other: Any) -> None:
+    for n in range(50):
+        other.put("k", b"%d" % n)
+        assert client.get("k") == b"%d" % n
+        assert list(client.scan("k")) == [(b"k", b"%d" % n)]
+        assert client.get_many(["k"]) == {"k": b"%d" % n}
+
+
+def test_plain_writes_of_several_keys_never_conflict(client: Any, other: Any) -> None:
+    """To the caller ``put_many`` is one write: it is run again when others write the same keys."""
+    stop = threading.Event()
+
+    def disturb() -> None:
+        n = 0
+        while not stop.is_set():
+            n += 1
+            other.put(f"many/{n % 10}", b"theirs")
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        for n in range(20):
+            client.put_many({f"many/{k}": b"%d" % n for k in range(10)})
+        client.delete_path("many", recursive=True)
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
