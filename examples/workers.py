@@ -5,9 +5,10 @@ Start a daemon, then give its socket::
     toondb-server --db ./data
     python examples/workers.py ./data/toondb.sock --workers 4 --jobs 500
 
-Each job is a key below ``jobs/todo/``. A worker takes one in a transaction: it deletes the key, stores the result and
-counts. When two workers take the same job, one of them commits first; the other one's transaction conflicts, and
-``run_transaction`` calls its function again, which then finds another job.
+Each job is a key below ``jobs/todo/``. A worker claims one with ``compare_and_set`` and a time to live, works on it
+with no transaction open, and ends it in a short transaction: it deletes the key, stores the result and counts. When a
+worker dies, its claim expires and another one takes the job. A worker that was only slow finds the job gone, or its
+transaction conflicts with that of the other one: so each job counts once, whatever happens.
 """
 
 from __future__ import annotations
@@ -17,33 +18,54 @@ import multiprocessing
 import os
 import random
 import sys
+import uuid
+from functools import partial
 
-from toondb import IpcClient, ToonDBError
-from toondb_client import Transaction
+from toondb import IpcClient, Store, ToonDBError
 
 _CHOICE = 16
+_LEASE_SECONDS = 10.0
 
 
-def take_job(txn: Transaction) -> bytes | None:
-    """Do one job inside a transaction; its name, or None when there is none left."""
-    # A random one of the first jobs: workers that all took the very first would conflict all the time.
-    waiting = list(txn.scan("jobs/todo/", limit=_CHOICE))
-    if not waiting:
-        return None
-    key, payload = random.choice(waiting)
-    name = key.removeprefix(b"jobs/todo/")
-    txn.delete(key)
-    txn.put(b"jobs/done/" + name, b"%d" % int(payload) ** 2)
-    txn.put("jobs/count", b"%d" % (int(txn.get("jobs/count") or 0) + 1))
-    return name
+def claim(client: IpcClient, me: bytes) -> tuple[str, int] | None:
+    """Take a job for a while: its name and payload. None when there is none that nobody else has."""
+    # In any order of the first jobs: workers that all tried the very first would be in each other's way.
+    waiting = list(client.scan("jobs/todo/", limit=_CHOICE))
+    random.shuffle(waiting)
+    for key, payload in waiting:
+        name = key.decode().removeprefix("jobs/todo/")
+        if client.compare_and_set(f"jobs/claim/{name}", None, me, ttl=_LEASE_SECONDS):
+            return name, int(payload)
+    return None
+
+
+def finish(txn: Store, name: str, result: int) -> bool:
+    """End a job inside a transaction; False when another worker did so before."""
+    if not txn.exists(f"jobs/todo/{name}"):
+        return False
+    txn.delete_many([f"jobs/todo/{name}", f"jobs/claim/{name}"])
+    txn.put(f"jobs/done/{name}", b"%d" % result)
+    txn.increment("jobs/count")
+    return True
 
 
 def work(socket: str) -> None:
-    """Take jobs until there are none: the main function of a worker process."""
+    """Do jobs until there are none: the main function of a worker process."""
     done = 0
+    me = uuid.uuid4().bytes
     with IpcClient.connect(socket) as client:
-        while client.run_transaction(take_job, attempts=1000) is not None:
-            done += 1
+        while True:
+            position = client.stats()["lsn"]
+            job = claim(client, me)
+            if job is not None:
+                name, payload = job
+                result = payload**2  # the work itself, however long it takes
+                done += client.run_transaction(partial(finish, name=name, result=result), attempts=1000)
+            elif next(client.scan("jobs/todo/", limit=1), None) is None:
+                break
+            else:
+                # All are claimed: one of them ends soon, or its claim does.
+                next(client.watch("jobs/claim/", since_lsn=position, timeout=_LEASE_SECONDS), None)
     print(f"worker {os.getpid()} did {done} jobs", flush=True)
 
 

@@ -15,6 +15,11 @@ import pytest
 import toondb
 from tests.support.daemon import Daemon
 from tests.support.documents import ROOT, Block, DocumentRunner, code_blocks, make_targets, matches
+from toondb import Database
+from toondb.config import CONFIG_KEYS
+from toondb.database import Transaction as EmbeddedTransaction
+from toondb.engine.options import EngineOptions, SyncMode
+from toondb.pipeline import Pipeline as EmbeddedPipeline
 from toondb_client import IpcClient, Row, Transaction
 from toondb_client.aio import AsyncIpcClient, AsyncTransaction
 from toondb_client.pipeline import AsyncPipeline, Pipeline
@@ -205,10 +210,16 @@ def signature(name: str, method: Any) -> str:
     if isinstance(method, property):
         return name
     shown: list[str] = []
-    for item in list(inspect.signature(getattr(method, "__func__", method)).parameters.values())[1:]:
+    parameters = list(inspect.signature(getattr(method, "__func__", method)).parameters.values())
+    items = parameters[0 if isinstance(method, staticmethod) else 1 :]
+    for at, item in enumerate(items):
         if item.kind is item.KEYWORD_ONLY and "*" not in shown:
             shown.append("*")
-        shown.append(item.name if item.default is item.empty else f"{item.name}={item.default!r}")
+        stars = "**" if item.kind is item.VAR_KEYWORD else ""
+        shown.append(stars + item.name if item.default is item.empty else f"{item.name}={item.default!r}")
+        last = at + 1 == len(items) or items[at + 1].kind is not item.POSITIONAL_ONLY
+        if item.kind is item.POSITIONAL_ONLY and last:
+            shown.append("/")
     return f"{name}({', '.join(shown)})"
 
 
@@ -245,6 +256,41 @@ def test_every_public_method_is_documented(headings: tuple[str, ...], classes: t
     found = {name for heading in headings for name in documented(heading)}
     # Transaction.find() is for the clients' commit() and abort(): it takes their pool.
     assert found == {name for name in public(*classes) if not name.startswith("find(")}
+
+
+def test_every_method_of_an_embedded_database_is_documented() -> None:
+    own = {code(row[0])[0] for row in table(section(text_of("docs/embedded.md"), "## Database"))}
+    shared = {name for heading in (STORE, "### IpcClient") for name in documented(heading)}
+    assert own | {name for name in shared if not name.startswith("connect(")} == public(Database)
+    assert public(EmbeddedTransaction) == public(Transaction)
+    assert public(EmbeddedPipeline) == public(Pipeline)
+
+
+def test_every_key_of_a_config_is_documented() -> None:
+    rows = table(section(text_of("docs/embedded.md"), "## Config"))
+    assert tuple(code(row[0])[0] for row in rows) == CONFIG_KEYS
+    options = EngineOptions()
+    assert [row[1].strip('`"') for row in rows] == [
+        str(options.create_if_missing),
+        str(options.sync_mode),
+        str(options.sync_mode is not SyncMode.OFF),
+        *(
+            f"{size >> 20} MiB" if size < 1 << 40 else f"{size >> 40} TiB"
+            for size in (options.max_transaction_bytes, options.map_size, options.change_history_bytes)
+        ),
+    ]
+
+
+def test_every_counter_of_an_embedded_database_is_documented(tmp_path: Path) -> None:
+    rows = table(section(text_of("docs/embedded.md"), "## Counters"))
+    with Database.open(tmp_path / "db") as db:
+        assert sorted(name for row in rows for name in code(row[0])) == sorted(db.stats())
+
+
+def test_every_argument_of_watch_is_documented() -> None:
+    rows = table(section(text_of("docs/expiry-and-changes.md"), "## Watch"))
+    parameters = list(inspect.signature(Database.watch).parameters.values())[1:]
+    assert [(code(row[0])[0], code(row[1])[0]) for row in rows] == [(one.name, repr(one.default)) for one in parameters]
 
 
 def test_every_option_of_connect_is_documented() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon, child_environ
+from toondb import IpcClient, TransactionConflictError
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 120.0
@@ -64,13 +65,54 @@ def test_workers(daemon: Daemon) -> None:
     assert done.stdout.endswith("60 jobs counted, 60 results, each job done exactly once\n")
 
 
+def check_embedded(*target: str) -> None:
+    done = run("embedded.py", *target)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "40 views of 2 pages" in done.stdout
+    assert "report: group-commit: 20, snapshots: 20" in done.stdout
+    assert "articles about who waits: group-commit, locks" in done.stdout
+    assert done.stdout.endswith("all counted, reported and indexed\n")
+
+
+def test_embedded(tmp_path: Path) -> None:
+    check_embedded()
+    for _ in range(2):  # again on what the first run left
+        check_embedded(str(tmp_path / "data"))
+
+
+def test_the_embedded_example_on_a_daemon(daemon: Daemon) -> None:
+    check_embedded(str(daemon.socket))
+
+
+def test_the_job_of_a_worker_that_died_is_done_by_another(daemon: Daemon) -> None:
+    from examples import workers
+
+    with IpcClient.connect(daemon.socket) as client:
+        client.put("jobs/todo/1", b"7")
+        dead, other = b"dead", b"other"
+        assert workers.claim(client, dead) == ("1", 7)
+        assert workers.claim(client, other) is None
+        changes = client.watch("jobs/claim/", timeout=SECONDS)
+        assert client.expire("jobs/claim/1", 0.01)
+        assert [str(next(changes).kind) for _ in range(2)] == ["put", "expire"]
+        assert workers.claim(client, other) == ("1", 7)
+        with client.transaction() as late, client.transaction() as txn:
+            assert workers.finish(txn, "1", 49)
+            assert workers.finish(late, "1", 49)
+            txn.commit()
+            with pytest.raises(TransactionConflictError):
+                late.commit()
+        assert not client.run_transaction(lambda txn: workers.finish(txn, "1", 49))
+        assert (client.get("jobs/done/1"), client.get("jobs/count")) == (b"49", b"1")
+
+
 def test_asyncio_client(daemon: Daemon) -> None:
     done = run("asyncio_client.py", str(daemon.socket))
     assert (done.returncode, done.stderr) == (0, "")
     assert "result[2]{title,words}:Snapshots,900;Group commit,1200" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["workers.py", "asyncio_client.py"])
+@pytest.mark.parametrize("name", ["workers.py", "asyncio_client.py", "embedded.py"])
 def test_an_example_without_a_server_says_so(name: str, tmp_path: Path) -> None:
     done = run(name, str(tmp_path / "none.sock"))
     assert done.returncode == 1

@@ -77,4 +77,10 @@ def engine_options(config: Mapping[str, Any] | None) -> EngineOptions:
             f"config wal_enabled=False means sync_mode 'off', but sync_mode is {str(options['sync_mode'])!r}.",
             remediation="Give only one of them.",
         )
-    return EngineOptions(**options)
+    try:
+        return EngineOptions(**options)
+    except ConfigurationError as error:
+        # Told by the name that the caller wrote.
+        field, _, told = error.message.partition(" ")
+        names = {field: name for name, (field, _) in _OPTIONS.items()}
+        raise ConfigurationError(f"config {names.get(field, field)!r} {told}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import threading
 import time
 import warnings
@@ -18,6 +19,7 @@ from toondb.embedded import (
     EmbeddedStore,
     TransactionStore,
     answer_query,
+    check_ttl,
     delete_below,
     make_schema,
     pairs_of,
@@ -67,7 +69,6 @@ __all__ = ["Database", "Transaction"]
 T = TypeVar("T")
 
 _WATCH_WAIT_SECONDS = 1.0
-_WRITE_ATTEMPTS = 100
 
 
 # One engine for each folder: LMDB must not be opened twice in one process.
@@ -111,6 +112,8 @@ def _close_all() -> None:
 
 
 def _share(path: str | os.PathLike[str], options: EngineOptions, *, concurrent: bool) -> tuple[_FolderId, _Shared]:
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigurationError(f"the database path must be text or a path, not {type(path).__name__}.")
     folder = prepare_folder(path, create=options.create_if_missing)
     found = os.stat(folder)
     identity = (found.st_dev, found.st_ino)
@@ -152,12 +155,26 @@ def _check_same(folder: os.PathLike[str], shared: _Shared, options: EngineOption
 
 def _unshare(identity: _FolderId, shared: _Shared) -> None:
     with _lock:
-        shared.handles -= 1
-        if shared.handles:
-            return
-        if _shared.get(identity) is shared:
-            del _shared[identity]
-    shared.engine.close()
+        opening = _opening.setdefault(identity, threading.Lock())
+    # Whoever opens the folder meanwhile waits here: until it is closed it would look like another owner's.
+    with opening:
+        with _lock:
+            shared.handles -= 1
+            if shared.handles:
+                return
+        try:
+            shared.engine.close()
+        finally:
+            with _lock:
+                if _shared.get(identity) is shared:
+                    del _shared[identity]
+
+
+def _unshare_dropped(identity: _FolderId, shared: _Shared, token: object) -> None:
+    """Close what a handle that nobody closed has left."""
+    with contextlib.suppress(ToonDBError):
+        Transaction._end_all(shared.engine, token)
+        _unshare(identity, shared)
 
 
 class Database(EmbeddedStore):
@@ -174,6 +191,8 @@ class Database(EmbeddedStore):
         self._close_lock = threading.Lock()
         self._closed = False
         self._plugins: PluginRegistry | None = None
+        # Marks the transactions of this handle: they must not keep it alive.
+        self._token = object()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> Database:
@@ -293,6 +312,7 @@ class Database(EmbeddedStore):
         return answer_by_given(given, found)
 
     def put_many(self, items: Items, *, ttl: float | None = None) -> int:
+        check_ttl(ttl)
         values, count = pairs_as_dict(items)
         if values:
             self._atomically(lambda transaction: put_pairs(transaction, values, ttl))
@@ -310,21 +330,16 @@ class Database(EmbeddedStore):
         return len(names)
 
     def _atomically(self, write: Callable[[EngineTransaction], None]) -> None:
-        """Run writes in a transaction of their own, again on conflict: to the caller it is one plain write."""
-        for attempt in range(1, _WRITE_ATTEMPTS + 1):
-            transaction = self._engine.begin()
-            try:
-                write(transaction)
-                self._engine.commit(transaction)
-            except TransactionConflictError:
-                if attempt == _WRITE_ATTEMPTS:
-                    raise
-            except BaseException:
-                with contextlib.suppress(ToonDBError):
-                    self._engine.abort(transaction)
-                raise
-            else:
-                return
+        """Run writes in a transaction of their own. To the caller it is one plain write, which never conflicts."""
+        transaction = self._engine.begin()
+        transaction.blind = True
+        try:
+            write(transaction)
+            self._engine.commit(transaction)
+        except BaseException:
+            with contextlib.suppress(ToonDBError):
+                self._engine.abort(transaction)
+            raise
 
     def _batches(self, scan: ScanRange) -> Iterator[list[tuple[bytes, bytes]]]:
         engine = self._engine
@@ -365,10 +380,9 @@ class Database(EmbeddedStore):
         """
         start = as_prefix(prefix)
         seconds = wait_seconds(timeout)
-        if since_lsn is None:
-            _, lsn = _all(self._engine.read_changes(None))
-        else:
-            lsn = whole_number("since_lsn", since_lsn)
+        # Asked for in any case: a closed database must not look like one without changes.
+        _, now = _all(self._engine.read_changes(None))
+        lsn = now if since_lsn is None else whole_number("since_lsn", since_lsn)
         return self._watch(lsn, start, prefix_end(start), seconds)
 
     def _watch(self, lsn: int, start: bytes, end: bytes | None, seconds: float | None) -> Iterator[Change]:
@@ -376,7 +390,12 @@ class Database(EmbeddedStore):
         touched = time.monotonic()
         while not self._closed:
             before = lsn
-            changes, lsn = _all(engine.read_changes(lsn, start, end))
+            try:
+                changes, lsn = _all(engine.read_changes(lsn, start, end))
+            except DatabaseClosedError:
+                if self._closed:
+                    return
+                raise
             if changes:
                 yield from changes
                 touched = time.monotonic()
@@ -400,7 +419,7 @@ class Database(EmbeddedStore):
             read_only: Refuse writes.
         """
         inner = self._engine.begin(Isolation(check_isolation(str(isolation))), read_only=read_only or self.read_only)
-        return Transaction(self._engine, inner)
+        return Transaction(self._engine, inner, self._token)
 
     transaction = begin_transaction
 
@@ -474,7 +493,7 @@ class Database(EmbeddedStore):
     def close(self) -> None:
         """Close it. Idempotent.
 
-        With the last handle of its folder in this process, open transactions are aborted and the folder is given up.
+        Its open transactions are aborted. The folder is given up with its last handle in this process.
 
         Raises:
             StorageError: Writes that were acknowledged in a lazy sync mode could not be synced. It is closed.
@@ -486,6 +505,8 @@ class Database(EmbeddedStore):
                 return
             self._closed = True
             engine, self._engine = self._engine, _ClosedEngine(self._engine)  # type: ignore[assignment]
+        # Other handles may keep the engine open.
+        Transaction._end_all(engine, self._token)
         del engine
         _unshare(self._identity, self._shared)
 
@@ -498,9 +519,14 @@ class Database(EmbeddedStore):
     def __del__(self) -> None:
         if getattr(self, "_closed", True) or self._engine.environment.forked:
             return
+        self._closed = True
+        left = self._identity, self._shared, self._token
+        if sys.is_finalizing() or self._engine.closed:
+            _unshare_dropped(*left)
+        else:
+            # The collector runs anywhere, also on a thread that closing waits for, or under a lock that it takes.
+            threading.Thread(target=_unshare_dropped, args=left, name="toondb-close", daemon=True).start()
         warnings.warn(f"the database {self.path} was not closed", ResourceWarning, stacklevel=2)
-        with contextlib.suppress(ToonDBError):
-            self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Database cannot be pickled; send its path and open it there")
@@ -539,9 +565,10 @@ class Transaction(TransactionStore):
 
     _open: ClassVar[weakref.WeakValueDictionary[tuple[int, int], Transaction]] = weakref.WeakValueDictionary()
 
-    def __init__(self, engine: Engine, inner: EngineTransaction) -> None:
+    def __init__(self, engine: Engine, inner: EngineTransaction, token: object) -> None:
         super().__init__(inner, engine)
         self._engine = engine
+        self._token = token
         self._open[id(engine), inner.id] = self
 
     @classmethod
@@ -553,8 +580,17 @@ class Transaction(TransactionStore):
             raise ValidationError(f"a transaction or its id is needed, got {transaction!r:.60}.")
         found = cls._open.get((id(engine), transaction))
         if found is None or not found.active:
-            raise TransactionClosedError(f"transaction {transaction!r} is not open on this database.")
+            raise TransactionClosedError(f"transaction {transaction!r} is not open here.")
         return found
+
+    @classmethod
+    def _end_all(cls, engine: Engine, token: object) -> None:
+        """Abort the open transactions of a handle that is closed."""
+        for reference in cls._open.valuerefs():
+            transaction = reference()
+            if transaction is not None and transaction._token is token:
+                with contextlib.suppress(ToonDBError):  # its commit is under way
+                    engine.abort(transaction._inner, DatabaseClosedError("the database was closed."))
 
     @property
     def id(self) -> int:
@@ -621,9 +657,14 @@ class Transaction(TransactionStore):
         inner = getattr(self, "_inner", None)
         if inner is None or inner.state is not State.ACTIVE or self._engine.environment.forked:
             return
+        # Not by the engine, whose locks a collector on this thread may have met held.
         with contextlib.suppress(ToonDBError):
-            self._engine.abort(inner)
+            if inner.abort():
+                self._engine.transactions_aborted += 1
         warnings.warn(f"transaction {inner.id} was neither committed nor aborted", ResourceWarning, stacklevel=2)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a transaction cannot be pickled or copied")
 
     def __repr__(self) -> str:
         return f"<Transaction {self.id} {self._inner.state.value}>"

@@ -26,6 +26,7 @@ __all__ = [
     "EmbeddedStore",
     "TransactionStore",
     "answer_query",
+    "check_ttl",
     "delete_below",
     "make_schema",
     "pairs_of",
@@ -65,6 +66,11 @@ def value_or_none(value: BytesLike | None) -> bytes | None:
 def timed(value: bytes, ttl: float | None) -> bytes:
     """A value as one that expires, when it has a time to live."""
     return value if ttl is None else expires_in(value, ttl_to_ms(ttl))
+
+
+def check_ttl(ttl: float | None) -> None:
+    """Raise ValidationError for a time to live that cannot be, also when nothing is written with it."""
+    ms_or_none(ttl)
 
 
 def seconds_left(value: bytes | None, expires_ms: int | None) -> float | None:
@@ -210,6 +216,7 @@ class TransactionStore(EmbeddedStore):
         return answer_by_given(given, found)
 
     def put_many(self, items: Items, *, ttl: float | None = None) -> int:
+        check_ttl(ttl)
         values, count = pairs_as_dict(items)
         with self._guard:
             put_pairs(self._inner, values, ttl)

@@ -274,6 +274,8 @@ class AsyncIpcClient(AsyncStore):
         start = as_prefix(prefix)
         end = prefix_end(start)
         patience = calls.WatchPatience(wait_seconds(timeout), self._pool.timeout, self._pool.loop.time)
+        if self.closed:
+            raise DatabaseClosedError("the client is closed.", remediation="Connect again.")
         if since_lsn is None:
             lsn: int = (await self._call(calls.changes(None, start, None, 0))).lsn
         else:
@@ -425,7 +427,7 @@ class AsyncTransaction(AsyncStore):
             raise ValidationError(f"a transaction or its id is needed, got {transaction!r:.60}.")
         found = cls._open.get((id(pool), transaction))
         if found is None:
-            raise TransactionClosedError(f"transaction {transaction!r} is not open on this client.")
+            raise TransactionClosedError(f"transaction {transaction!r} is not open here.")
         return found
 
     @classmethod
@@ -588,6 +590,9 @@ class AsyncTransaction(AsyncStore):
                 # The collector runs in any thread.
                 self._pool.loop.call_soon_threadsafe(self._pool.discard, connection)
             warnings.warn(f"transaction {self._txn} was neither committed nor aborted", ResourceWarning, stacklevel=2)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a transaction cannot be pickled or copied")
 
     def __repr__(self) -> str:
         return f"<AsyncTransaction {self._txn} {'active' if self.active else self._ended}>"

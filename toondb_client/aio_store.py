@@ -151,7 +151,7 @@ class AsyncStore:
         *,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> AsyncIterator[Row]:
+    ) -> AsyncIterator[tuple[bytes, bytes]]:
         """The rows of the range [start, end), fetched ``batch_size`` at a time; see :meth:`scan`.
 
         Unlike ``scan``, ``start`` alone is the first key of an open range, not a prefix.

@@ -12,7 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Generator, Iterable, Mapping
 from enum import Enum
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgpack
 
@@ -29,7 +29,7 @@ from toondb_protocol.changes import Change, ChangeKind
 from toondb_protocol.client_core import ReplyFrame as ReplyFrame
 from toondb_protocol.client_core import raise_error as raise_error
 from toondb_protocol.columns import Columns, given_columns
-from toondb_protocol.errors import ProtocolError, ToonDBError, TransactionConflictError, ValidationError
+from toondb_protocol.errors import ProtocolError, ToonDBError, ValidationError
 from toondb_protocol.frames import pack_header
 from toondb_protocol.hello import ServerHello, client_hello, parse_server_hello
 from toondb_protocol.keys import KeyLike
@@ -98,7 +98,6 @@ FIRST_WINDOW = 64 * 1024
 LAST_WINDOW = 4 * 1024 * 1024
 _STEP_BYTES = 256 * 1024
 _KEYS_PER_REQUEST = 4096
-_CONFLICT_ATTEMPTS = 100
 _WATCH_POLL_SECONDS = 2.0
 
 
@@ -202,7 +201,7 @@ def _ttl(reply: ReplyFrame) -> float | None:
     if not rows:
         return None
     flat = rows[0]
-    if len(flat) != 2 or type(flat[1]) is bytes:
+    if list(map(type, flat)) not in ([bytes, int], [bytes, type(None)]) or (flat[1] or 0) < 0:
         raise ProtocolError("the server sent a time to live that is none")
     return None if flat[1] is None else flat[1] / 1000
 
@@ -223,6 +222,7 @@ def _rows(reply: ReplyFrame, types: frozenset[type]) -> list[list[Any]]:
 
 _BYTES: frozenset[type] = frozenset({bytes})
 _TTL_TYPES: frozenset[type] = frozenset({bytes, int, type(None)})
+_KINDS = {str(kind): kind for kind in ChangeKind}
 _CHANGE_TYPES: frozenset[type] = frozenset({bytes, int, str, bool, type(None)})
 
 
@@ -236,19 +236,22 @@ class ChangesPage(NamedTuple):
 def _changes(reply: ReplyFrame) -> ChangesPage:
     batches = _rows(reply, _CHANGE_TYPES)
     lsn = decode_map(reply.payload).get("lsn")
-    if not isinstance(lsn, int):
+    if type(lsn) is not int:
         raise ProtocolError("the server closed a history without its LSN")
-    try:
-        return ChangesPage(
-            [
-                Change(at, ChangeKind(kind), key, value, last)
-                for flat in batches
-                for at, kind, key, value, last in zip(*[iter(flat)] * 5, strict=True)
-            ],
-            lsn,
+    found: list[Change] = []
+    for flat in batches:
+        columns = [flat[at::5] for at in range(5)]
+        kinds = [_KINDS.get(kind) for kind in columns[1]]
+        types_fit = all(set(map(type, columns[at])) <= {kind} for at, kind in ((0, int), (2, bytes), (4, bool)))
+        # A value comes with a put, and with nothing else.
+        values_fit = all(
+            type(value) is bytes if kind is ChangeKind.PUT else value is None
+            for kind, value in zip(kinds, columns[3], strict=False)
         )
-    except ValueError:
-        raise ProtocolError("the server sent a change that is none") from None
+        if len(flat) % 5 or None in kinds or not types_fit or not values_fit:
+            raise ProtocolError("the server sent a change that is none")
+        found += map(Change, columns[0], cast(list[ChangeKind], kinds), *columns[2:])
+    return ChangesPage(found, lsn)
 
 
 def changes(since_lsn: int | None, start: bytes, end: bytes | None, wait_ms: int) -> Call:
@@ -387,13 +390,15 @@ def ping() -> Call:
     return Call(_PING_FRAME, _pong, True)
 
 
-def begin(isolation: str, *, read_only: bool) -> Call:
-    """Begin a transaction."""
+def begin(isolation: str, *, read_only: bool, blind: bool = False) -> Call:
+    """Begin a transaction; a blind one commits without asking whether others wrote the same keys since."""
     body: dict[str, Any] = {}
     if check_isolation(isolation) != "snapshot":
         body["isolation"] = isolation
     if read_only:
         body["read_only"] = True
+    if blind:
+        body["blind"] = True
     return Call(_frame(Opcode.BEGIN_TXN, {"body": body}), _u64, True)
 
 
@@ -542,24 +547,17 @@ def _check_all(replies: list[ReplyFrame]) -> None:
 
 
 def _in_transaction(body: Callable[[int], Operation[T]]) -> Operation[T]:
-    """Run ``body`` in a transaction of its own, again on conflict: to the caller it is one plain write."""
-    for attempt in range(_CONFLICT_ATTEMPTS):
-        (reply,) = yield Step([begin("snapshot", read_only=False).frame], Loss.AGAIN)
-        txn = _u64(reply)
-        try:
-            result = yield from body(txn)
-        except ToonDBError:
-            yield Step([abort(txn).frame], Loss.NOTHING)
-            raise
-        (reply,) = yield Step([commit(txn).frame], Loss.UNKNOWN)
-        try:
-            _u64(reply)
-        except TransactionConflictError:
-            if attempt == _CONFLICT_ATTEMPTS - 1:
-                raise
-            continue
-        return result
-    raise AssertionError("unreachable")
+    """Run ``body`` in a transaction of its own. To the caller it is one plain write, which never conflicts."""
+    (reply,) = yield Step([begin("snapshot", read_only=False, blind=True).frame], Loss.AGAIN)
+    txn = _u64(reply)
+    try:
+        result = yield from body(txn)
+    except ToonDBError:
+        yield Step([abort(txn).frame], Loss.NOTHING)
+        raise
+    (reply,) = yield Step([commit(txn).frame], Loss.UNKNOWN)
+    _u64(reply)
+    return result
 
 
 def delete_tree(txn: int, path: bytes) -> Operation[int]:

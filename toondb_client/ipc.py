@@ -293,6 +293,8 @@ class IpcClient(SyncStore):
         """
         start = as_prefix(prefix)
         seconds = wait_seconds(timeout)
+        if self.closed:
+            raise DatabaseClosedError("the client is closed.", remediation="Connect again.")
         if since_lsn is None:
             lsn: int = self._call(calls.changes(None, start, None, 0)).lsn
         else:
@@ -467,7 +469,7 @@ class Transaction(SyncStore):
             raise ValidationError(f"a transaction or its id is needed, got {transaction!r:.60}.")
         found = cls._open.get((id(pool), transaction))
         if found is None:
-            raise TransactionClosedError(f"transaction {transaction!r} is not open on this client.")
+            raise TransactionClosedError(f"transaction {transaction!r} is not open here.")
         return found
 
     @classmethod
@@ -655,6 +657,9 @@ class Transaction(SyncStore):
         if connection is not None and self._generation == forks.generation():
             self._pool.discard(connection)
             warnings.warn(f"transaction {self._txn} was neither committed nor aborted", ResourceWarning, stacklevel=2)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a transaction cannot be pickled or copied")
 
     def __repr__(self) -> str:
         return f"<Transaction {self._txn} {'active' if self.active else self._ended}>"

@@ -116,6 +116,13 @@ def cli() -> None:
     help="Memory for ready replies to recent reads; 0 keeps none.",
 )
 @setting(
+    "--change-history",
+    type=ByteSize(),
+    default="16MiB",
+    show_default=True,
+    help="Bytes of the file that the changes kept for watch() may take.",
+)
+@setting(
     "--max-transaction-bytes",
     type=ByteSize(),
     default="256MiB",

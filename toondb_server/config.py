@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toondb.engine.options import DEFAULT_MAP_SIZE, EngineOptions, SyncMode
+from toondb.engine.options import DEFAULT_CHANGE_HISTORY, DEFAULT_MAP_SIZE, EngineOptions, SyncMode
 from toondb_protocol.errors import ConfigurationError
 from toondb_protocol.frames import DEFAULT_MAX_FRAME, MAX_MAX_FRAME
 
@@ -37,6 +37,7 @@ class ServerConfig:
         sync_mode: What an acknowledged write survives, see ``SyncMode``.
         map_size: Upper bound of the store in bytes.
         max_frame: Cap on a frame's payload in bytes, both ways.
+        change_history: Bytes of the file that the changes kept for ``watch`` may take.
         cache_size: Bytes that ready replies to recent GETs may take; 0 = none are kept.
         max_transaction_bytes: Cap on the writes of one transaction in bytes.
         socket_mode: Permission bits of the socket.
@@ -58,6 +59,7 @@ class ServerConfig:
     sync_mode: SyncMode = SyncMode.FULL
     map_size: int = DEFAULT_MAP_SIZE
     max_frame: int = DEFAULT_MAX_FRAME
+    change_history: int = DEFAULT_CHANGE_HISTORY
     cache_size: int = DEFAULT_CACHE_SIZE
     max_transaction_bytes: int = 256 * 1024 * 1024
     socket_mode: int = 0o600
@@ -97,6 +99,7 @@ class ServerConfig:
         return EngineOptions(
             sync_mode=self.sync_mode,
             map_size=self.map_size,
+            change_history_bytes=self.change_history,
             max_transaction_bytes=self.max_transaction_bytes,
             transaction_idle_seconds=timeout,
             transaction_age_seconds=age,

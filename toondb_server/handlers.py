@@ -74,7 +74,7 @@ _CERTAIN_VALUE_BYTES = 1024
 # Transactions
 
 
-def _begin(session: Session, isolation: Isolation, *, read_only: bool) -> bytes:
+def _begin(session: Session, isolation: Isolation, *, read_only: bool, blind: bool = False) -> bytes:
     if len(session.transactions) >= _MAX_TRANSACTIONS_PER_SESSION:
         # Those that expired are kept only to say so.
         for expired in [txn.id for txn in session.transactions.values() if txn.state is not State.ACTIVE]:
@@ -85,6 +85,7 @@ def _begin(session: Session, isolation: Isolation, *, read_only: bool) -> bytes:
             remediation="Commit or abort some of them.",
         )
     transaction = session.engine.begin(isolation, read_only=read_only)
+    transaction.blind = blind
     session.transactions[transaction.id] = transaction
     return pack_header(Reply.TXN_ID, 8) + transaction.id.to_bytes(8, "little")
 
@@ -102,7 +103,8 @@ def _begin_extended(session: Session, payload: bytes) -> Result:
         isolation = Isolation(body.get("isolation", Isolation.SNAPSHOT))
     except ValueError:
         raise ValidationError(f"isolation {body['isolation']!r} is unknown; known: {', '.join(Isolation)}.") from None
-    return _begin(session, isolation, read_only=boolean(body, "read_only", default=False))
+    read_only, blind = (boolean(body, name, default=False) for name in ("read_only", "blind"))
+    return _begin(session, isolation, read_only=read_only, blind=blind)
 
 
 def _end(session: Session, transaction_id: int) -> Transaction:

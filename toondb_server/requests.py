@@ -114,12 +114,14 @@ Handler: TypeAlias = "Callable[[Session, bytes], Result]"
 
 
 def txn_id(payload: bytes) -> int:
+    """The transaction id that an extended payload starts with; 0 = none."""
     if len(payload) < 8:
         raise MalformedRequestError(f"an extended request starts with 8 bytes of transaction id, got {len(payload)}")
     return int.from_bytes(payload[:8], "little")
 
 
 def find_transaction(session: Session, transaction_id: int) -> Transaction:
+    """The open transaction of that id of a connection."""
     transaction = session.transactions.get(transaction_id)
     if transaction is None:
         raise TransactionNotFoundError(f"no transaction {transaction_id} is open on this connection.")
@@ -164,17 +166,20 @@ def _check_containers(raw: bytes) -> None:
 
 
 def exactly_u64(payload: bytes) -> int:
+    """The number that is the whole payload."""
     if len(payload) != 8:
         raise MalformedRequestError(f"the payload must be 8 bytes of transaction id, got {len(payload)}")
     return int.from_bytes(payload, "little")
 
 
 def expect_empty(payload: bytes) -> None:
+    """Refuse a body where there is none."""
     if payload:
         raise MalformedRequestError(f"this request carries no body, got {len(payload)} bytes")
 
 
 def uint(body: dict[str, Any], name: str, default: int = 0) -> int:
+    """The number of 0 or more under a key."""
     value = body.get(name, default)
     if value is None:
         return default
@@ -184,6 +189,7 @@ def uint(body: dict[str, Any], name: str, default: int = 0) -> int:
 
 
 def boolean(body: dict[str, Any], name: str, *, default: bool) -> bool:
+    """The true or false under a key."""
     value = body.get(name, default)
     if type(value) is not bool:
         raise MalformedRequestError(f"{name!r} must be true or false, got {value!r:.60}")
@@ -191,6 +197,7 @@ def boolean(body: dict[str, Any], name: str, *, default: bool) -> bool:
 
 
 def binary(body: dict[str, Any], name: str) -> bytes | None:
+    """The bytes under a key, None when there are none."""
     value = body.get(name)
     if value is not None and type(value) is not bytes:
         raise MalformedRequestError(f"{name!r} must be binary, got {type(value).__name__}")

@@ -290,6 +290,7 @@ class Server:
     def stats(self) -> dict[str, Any]:
         """Counters of the server and of the storage engine."""
         engine = self.engine.stats()
+        engine["bytes_read"] += self.reader.bytes_read
         # What the reply cache answers is counted once, there.
         requests = self.requests_total + self.cache.hits
         return {

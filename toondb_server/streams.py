@@ -84,6 +84,7 @@ def _range(body: dict[str, Any]) -> tuple[bytes, bytes | None]:
 
 
 def scan_classic(session: Session, prefix: bytes) -> Result:
+    """A classic SCAN."""
     return _classic_scan_job(session, prefix)
 
 
@@ -116,6 +117,7 @@ def _classic_scan_job(session: Session, prefix: bytes) -> Job:
 
 
 def scan_extended(session: Session, payload: bytes) -> Result:
+    """An extended SCAN: a range, some keys, a cursor, or the changes after a commit."""
     transaction_id = txn_id(payload)
     body = map_body(payload, SCAN_KEYS)
     window = uint(body, "window")
@@ -185,6 +187,7 @@ _CHANGES_KEYS = frozenset({"since_lsn", "wait_ms", "prefix", "start", "end"})
 
 
 def drop_cursor(session: Session, cursor: Cursor) -> None:
+    """Close a cursor of a connection."""
     session.cursors.pop(cursor.id, None)
     cursor.scan.close()
 
@@ -230,6 +233,7 @@ def _scan_job(session: Session, start: Callable[[], Cursor], window: int) -> Job
                 continue
             count = len(flat) // 2
             rows += count
+            session.engine.bytes_read += sum(map(len, flat[1::2]))
             if cursor.remaining > 0:
                 cursor.remaining -= count
             rows_out, width = (flat, 2) if cursor.values else (flat[::2], 1)
@@ -361,6 +365,7 @@ def _multi_get_job(
                 yield from _row_frames(session, flat, width)
                 flat, size = [], 0
             flat.append(key)
+            session.engine.bytes_read += len(value)
             if values:
                 flat.append(value)
             size += weight
@@ -376,6 +381,7 @@ def _multi_get_job(
 
 
 def query_classic(session: Session, payload: bytes) -> Result:
+    """A classic QUERY."""
     fields = decode_fields(MESSAGES[Opcode.QUERY].classic, payload)
     query = PrefixQuery(
         fields["prefix"].encode(), columns=fields["columns"], limit=fields["limit"], offset=fields["offset"]
@@ -408,6 +414,7 @@ def _classic_query_job(session: Session, query: PrefixQuery) -> Job:
 
 
 def query_extended(session: Session, payload: bytes) -> Result:
+    """An extended QUERY."""
     transaction_id = txn_id(payload)
     body = map_body(payload, QUERY_KEYS)
     prefix = body.get("prefix", b"")

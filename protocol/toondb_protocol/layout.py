@@ -40,7 +40,7 @@ class Kind(Enum):
     TEXT16 = "u16 length, UTF-8 text"
     LIST16 = "u16 count, items"
     LIST32 = "u32 count, items"
-    MAP16 = "u16 length, msgpack map"
+    MAP32 = "u32 length, msgpack map of plain values"
     REST = "bytes to the end of the payload"
     REST_TEXT = "UTF-8 text to the end of the payload"
     MAP = "msgpack map to the end of the payload; nothing at all means an empty map"
@@ -55,7 +55,7 @@ _INTEGERS = {
 _LENGTHS = {
     Kind.BYTES16: _INTEGERS[Kind.U16],
     Kind.TEXT16: _INTEGERS[Kind.U16],
-    Kind.MAP16: _INTEGERS[Kind.U16],
+    Kind.MAP32: _INTEGERS[Kind.U32],
     Kind.BYTES32: _INTEGERS[Kind.U32],
     Kind.LIST16: _INTEGERS[Kind.U16],
     Kind.LIST32: _INTEGERS[Kind.U32],
@@ -116,6 +116,43 @@ def decode_map(payload: bytes | memoryview) -> dict[str, Any]:
     return value
 
 
+_MOST_OPTIONS = 64
+
+
+def _decode_flat_map(payload: bytes) -> dict[str, Any]:
+    """Decode a msgpack map that holds neither arrays nor maps; its values may be long."""
+    maps = 0
+
+    def only_one(value: dict[str, Any]) -> dict[str, Any]:
+        # At the second map, not after all of them: small bytes make large objects.
+        nonlocal maps
+        maps += 1
+        if maps > 1:
+            raise MalformedRequestError("the options hold a map inside a map")
+        return value
+
+    try:
+        value = msgpack.unpackb(
+            payload,
+            raw=False,
+            strict_map_key=True,
+            max_map_len=_MOST_OPTIONS,
+            max_array_len=0,
+            max_ext_len=0,
+            object_hook=only_one,
+        )
+    except (RecursionError, msgpack.StackError):
+        raise MalformedRequestError(_TOO_DEEP) from None
+    except (ValueError, msgpack.UnpackException) as error:
+        if isinstance(error, MalformedRequestError):
+            raise
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise MalformedRequestError(f"the options are not valid msgpack of plain values: {reason}") from None
+    if not isinstance(value, dict):
+        raise MalformedRequestError(f"the options must be a msgpack map with text keys, got {type(value).__name__}")
+    return value
+
+
 _TOO_DEEP = f"the msgpack body is nested too deeply, the limit is {MAX_MAP_DEPTH} levels"
 
 
@@ -168,7 +205,7 @@ def _encode_one(field: Field, value: Any, out: list[bytes]) -> None:
         elif kind in (Kind.BYTES16, Kind.BYTES32):
             raw = _raw(field, value)
             out += (_LENGTHS[kind].pack(len(raw)), raw)
-        elif kind in (Kind.TEXT16, Kind.MAP16):
+        elif kind in (Kind.TEXT16, Kind.MAP32):
             raw = _encoded(field, value) if kind is Kind.TEXT16 else encode_map(value)
             out += (_LENGTHS[kind].pack(len(raw)), raw)
         elif kind in (Kind.LIST16, Kind.LIST32):
@@ -262,8 +299,8 @@ def _decode_one(field: Field, payload: bytes, at: int) -> tuple[Any, int]:
             f"field {field.name!r} announces {length} bytes at offset {at}, the payload has {len(payload) - at} left"
         )
     raw = payload[at:end]
-    if kind is Kind.MAP16:
-        return decode_map(raw), end
+    if kind is Kind.MAP32:
+        return _decode_flat_map(raw), end
     return (_text(field, raw, at) if kind is Kind.TEXT16 else raw), end
 
 

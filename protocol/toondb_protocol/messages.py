@@ -115,7 +115,7 @@ OPTIONS_FLAG = 0x8000_0000
 
 _PUT_OPTIONED = (
     Field("key", Kind.BYTES32, "1 to 511 bytes; the length is sent with its top bit set: plus 0x80000000"),
-    Field("options", Kind.MAP16, "what to do, see the keys below"),
+    Field("options", Kind.MAP32, "what to do, see the keys below"),
     Field("value", Kind.REST, "the value that `put` stores, may be empty; empty for every other `op`"),
 )
 _CREATE_TABLE = (
@@ -136,6 +136,12 @@ _BODY = (Field("body", Kind.MAP),)
 BEGIN_OPTIONS = (
     MapKey("isolation", "text", '`"snapshot"` (default) or `"serializable"`'),
     MapKey("read_only", "bool", "true refuses writes in this transaction; default false"),
+    MapKey(
+        "blind",
+        "bool",
+        "true commits without asking whether others wrote the same keys since it began, for plain writes of several "
+        "keys; default false",
+    ),
 )
 
 PUT_OPTIONS = (

@@ -256,7 +256,7 @@ When the server stops, it finishes the requests it received, aborts open transac
 | msgpack body of a request | 4 MiB | `FRAME_TOO_LARGE` |
 | arrays and maps in a msgpack body | 1024 | `MALFORMED_REQUEST` |
 | `keys` of one SCAN | 65536 | `MALFORMED_REQUEST` |
-| options of a PUT, as msgpack (`u16 length`) | 65535 bytes | cannot be written |
+| options of a PUT | text, numbers, bin, bool and nil, no array or map; 64 of them | `MALFORMED_REQUEST` |
 | columns of CREATE_TABLE | 2000 | `VALIDATION` |
 | open transactions, and open cursors, of one connection | 256 each | `TRANSACTION` |
 | transaction ids, cursors, LSNs | `u64` | |

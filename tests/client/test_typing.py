@@ -83,8 +83,9 @@ def test_representations_and_pickling(server: Daemon) -> None:
         transaction.abort()
         assert repr(transaction) == f"<Transaction {transaction.id} aborted>"
         for item in (client, transaction):
-            with pytest.raises(TypeError):
-                pickle.dumps(item)
+            for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+                with pytest.raises(TypeError):
+                    attempt(item)
         with pytest.raises(TypeError, match="socket path"):
             copy.copy(client)
     assert repr(client) == f"<IpcClient {server.socket} closed>"

@@ -98,7 +98,7 @@ def test_many_changes(client: Any) -> None:
     deleted = list(client.watch(since_lsn=start + 1, timeout=0))
     assert deleted == [Change(start + 2, DELETE, key, None, key == b"05999") for key in rows]
     # Of a commit as large as the first only so many values are kept beside those that the store has.
-    assert len(list(client.watch(since_lsn=start, timeout=0))) >= len(deleted) + 1000
+    assert len(list(client.watch(since_lsn=start, timeout=0))) > len(deleted)
     # Left early.
     watch = client.watch(since_lsn=start, timeout=0)
     assert next(watch) == changes[0]

@@ -174,7 +174,7 @@ class TestContents:
     @pytest.mark.parametrize(
         ("record", "error", "text"),
         [
-            (msgpack.packb({"version": 2}), DatabaseError, "format 2"),
+            (msgpack.packb({"version": 3}), DatabaseError, "format 3"),
             (msgpack.packb({}), CorruptionError, "format record"),
             (b"\xc1", CorruptionError, "format record"),
             (None, CorruptionError, "format record"),

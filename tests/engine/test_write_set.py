@@ -34,6 +34,10 @@ class ListScan:
         self.exhausted = not self._rows and len(out) // 2 < max_rows and size < max_bytes
         return out
 
+    def pairs(self, max_rows: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
+        flat = self.batch(max_rows, max_bytes)
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
     def close(self) -> None:
         self.closed = True
 
@@ -131,6 +135,9 @@ def test_very_many_deletes_do_not_hold_a_batch_up() -> None:
         last_key = None
 
         def batch(self, max_rows: int, max_bytes: int) -> list[bytes]:
+            return []
+
+        def pairs(self, max_rows: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
             return []
 
         def close(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from toondb.engine.engine import Engine
 from toondb.engine.options import EngineOptions, SyncMode
-from toondb.engine.writer import Checkpoint, Unit, WriteRequest
+from toondb.engine.write_batch import WriteBatch
+from toondb.engine.writer import Checkpoint, Unit, Writer, WriteRequest
 from toondb_protocol.errors import (
     DatabaseClosedError,
     InternalError,
@@ -20,6 +22,7 @@ from toondb_protocol.errors import (
     StorageFullError,
     ToonDBError,
     TransactionConflictError,
+    TransactionOutcomeUnknownError,
     ValidationError,
 )
 
@@ -27,18 +30,15 @@ SECONDS = 30.0
 
 
 class Refuses:
-    def apply(self, txn: Any, lsn: int) -> int:
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
         raise ValidationError("refused")
 
 
 class Defect:
     """A unit that writes and then fails in a way nobody foresaw."""
 
-    def __init__(self, database: Any) -> None:
-        self.database = database
-
-    def apply(self, txn: Any, lsn: int) -> int:
-        txn.put(b"defect", b"x" * 20, db=self.database)
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
+        batch.put(b"defect", b"x" * 20, lsn + 1)
         raise ZeroDivisionError("a defect")
 
 
@@ -48,7 +48,7 @@ class Gate:
     def __init__(self) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
 
-    def apply(self, txn: Any, lsn: int) -> int:
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
         self.reached.set()
         assert self.open.wait(SECONDS)
         return lsn
@@ -127,7 +127,7 @@ def test_a_defect_in_one_unit_does_not_touch_the_others(engine: Engine) -> None:
     batch = Batch(engine)
     for n in range(10):
         batch.add((b"%d" % n, b""))
-    batch.add((b"before", b""), Defect(engine.environment.kv), (b"after", b""))
+    batch.add((b"before", b""), Defect(), (b"after", b""))
     batch.add((b"", b"a key that LMDB refuses"))
     batch.add((b"last", b""))
     results = batch.run()
@@ -149,7 +149,7 @@ def test_a_transaction_in_a_batch_that_is_tried_again_is_applied_once(engine: En
     batch = Batch(engine)
     batch.add((b"x", b""))
     batch.add(txn)
-    batch.add(Defect(engine.environment.kv))
+    batch.add(Defect())
     results = batch.run()
     assert results[:2] == [[2], [3]]
     engine.settle(txn, 3)
@@ -322,6 +322,13 @@ class TestFileSize:
         size: int = engine.stats()["storage_used_bytes"]
         return size
 
+    @pytest.fixture
+    def engine(self, tmp_path: Path) -> Iterator[Engine]:
+        # Its history is full at once, and does not grow meanwhile.
+        options = EngineOptions(sync_mode=SyncMode.OFF, change_history_bytes=1 << 16)
+        with Engine(tmp_path / "db", options) as engine:
+            yield engine
+
     def test_it_is_bounded_beside_a_reader(self, engine: Engine) -> None:
         reader = engine.reader()
         sizes = []
@@ -332,7 +339,7 @@ class TestFileSize:
         assert sizes[-1] <= 2 * sizes[1]
 
     def test_a_snapshot_makes_it_grow_until_it_expires(self, tmp_path: Path) -> None:
-        options = EngineOptions(sync_mode=SyncMode.OFF, transaction_age_seconds=1e-9)
+        options = EngineOptions(sync_mode=SyncMode.OFF, transaction_age_seconds=1e-9, change_history_bytes=1 << 16)
         with Engine(tmp_path / "aged", options) as engine:
             steady = self.churn(engine, 100)
             snapshot, txn = engine.snapshot(), engine.begin()
@@ -342,3 +349,177 @@ class TestFileSize:
             assert snapshot.closed
             assert txn.snapshot.closed
             assert self.churn(engine, 500) < 2 * grown
+
+
+class Interrupts:
+    """A unit that is met by Ctrl-C."""
+
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
+        batch.put(b"interrupted", b"", lsn + 1)
+        raise KeyboardInterrupt
+
+
+class TestCommitNow:
+    """Committing on the caller's thread, beside the writer thread."""
+
+    def test_it_waits_for_nobody(self, engine: Engine) -> None:
+        assert engine.commit_now([(b"a", b"1")]) == [1]
+        batch = Batch(engine)
+        batch.add((b"b", b"2"))
+        assert engine.commit_now([(b"c", b"3")]) is None
+        assert batch.run() == [[2]]
+        assert engine.get(b"c") is None
+
+    def test_what_the_thread_has_taken_comes_first(self, engine: Engine) -> None:
+        """A caller that commits again and again would otherwise keep all the others waiting."""
+        writer = engine.writer
+        gate = Gate()
+        done = threading.Event()
+        with writer._turn:
+            writer.submit(WriteRequest([gate], lambda _: done.set()))
+            # It takes the request, and then waits for its turn.
+            wait_until(lambda: writer._taken)
+        for _ in range(100):
+            assert engine.commit_now([(b"a", b"1")]) is None
+        gate.open.set()
+        assert done.wait(SECONDS)
+        assert engine.put(b"a", b"1") == 1
+
+    def test_group_commit_of_many_threads(self, tmp_path: Path) -> None:
+        """Each waits for its own write; together they need far fewer commits than writes."""
+        with Engine(tmp_path / "full", EngineOptions(sync_mode=SyncMode.OFF)) as engine:
+            count, threads_count = 60, 8
+            started = threading.Barrier(threads_count)
+            # As a device that syncs slowly: whoever commits lets the others come.
+            slow = threading.Semaphore(0)
+            engine.writer.on_commit.append(lambda _: slow.acquire(timeout=0.002))  # type: ignore[arg-type]
+
+            def put(name: int) -> None:
+                started.wait(SECONDS)
+                for n in range(count):
+                    engine.put(b"%d/%d" % (name, n), b"")
+
+            threads = [threading.Thread(target=put, args=(name,)) for name in range(threads_count)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(SECONDS)
+                assert not thread.is_alive()
+            assert engine.stats()["keys_count"] == count * threads_count
+            assert engine.writer.commits < count * threads_count // 2
+
+    def test_interrupted_before_the_commit(self, engine: Engine) -> None:
+        engine.put(b"a", b"1")
+        with pytest.raises(KeyboardInterrupt):
+            engine.write([(b"b", b"2"), Interrupts()])
+        assert [engine.get(key) for key in (b"a", b"b", b"interrupted")] == [b"1", None, None]
+        assert engine.put(b"c", b"3") == 2
+        assert engine.writer.failed is None
+
+    def test_interrupted_after_the_commit(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is there for every reader, and whoever waits for it is told."""
+        reader = engine.reader()
+        assert reader.get(b"a") is None
+        environment = engine.environment
+        real = environment.announce
+
+        def interrupted(lsn: int) -> None:
+            monkeypatch.setattr(environment, "announce", real)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(environment, "announce", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.put(b"a", b"1")
+        raw = reader.get(b"a")
+        assert raw is not None
+        assert raw[13:] == b"1" == engine.get(b"a")
+        assert environment.announced_lsn == 1
+        engine.wait_for_commit(0, SECONDS)
+        reader.release()
+        assert engine.put(b"b", b"2") == 2
+
+    def test_an_interrupted_commit_ends_the_transaction(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        environment = engine.environment
+        real = environment.announce
+
+        def interrupted(lsn: int) -> None:
+            monkeypatch.setattr(environment, "announce", real)
+            raise KeyboardInterrupt
+
+        transaction = engine.begin()
+        transaction.put(b"a", b"1")
+        monkeypatch.setattr(environment, "announce", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.commit(transaction)
+        assert engine.active_transactions == 0
+        assert transaction.snapshot.closed
+        with pytest.raises(TransactionOutcomeUnknownError):
+            transaction.get(b"a")
+
+    def test_interrupted_when_the_outcome_is_known(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = Engine.settle
+
+        def interrupted(self: Engine, *args: object) -> None:
+            monkeypatch.setattr(Engine, "settle", real)
+            raise KeyboardInterrupt
+
+        transaction = engine.begin()
+        transaction.put(b"a", b"1")
+        monkeypatch.setattr(Engine, "settle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.commit(transaction)
+        assert transaction.snapshot.closed
+        assert engine.active_transactions == 0
+
+    def test_closing_beside_it(self, tmp_path: Path) -> None:
+        """close() waits for whoever is committing, and nobody commits after it."""
+        for _ in range(10):
+            engine = Engine(tmp_path / "db", EngineOptions(sync_mode=SyncMode.OFF))
+            gate = Gate()
+            results: list[list[int | ToonDBError] | None] = []
+
+            def commit(engine: Engine = engine, gate: Gate = gate, results: Any = results) -> None:
+                results.append(engine.commit_now([(b"k", b""), gate]))
+
+            committing = threading.Thread(target=commit)
+            committing.start()
+            assert gate.reached.wait(SECONDS)
+            closing = threading.Thread(target=engine.close)
+            closing.start()
+            wait_until(lambda: engine.writer._closing)  # noqa: B023
+            assert engine.writer.commit_now([(b"late", b"")]) is None
+            gate.open.set()
+            committing.join(SECONDS)
+            closing.join(SECONDS)
+            assert not closing.is_alive()
+            (result,) = results
+            assert result is not None
+            with pytest.raises(DatabaseClosedError):
+                engine.put(b"late", b"")
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Poll for what no event announces, for so long at the most."""
+    give_up = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+
+
+def test_a_checkpoint_beside_processes_with_lazier_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process has synced says nothing of what the others have written since."""
+    synced: list[int] = []
+    real = Writer._sync
+
+    def sync(self: Writer) -> ToonDBError | None:
+        synced.append(1)
+        return real(self)
+
+    monkeypatch.setattr(Writer, "_sync", sync)
+    for shared in (False, True):
+        with Engine(tmp_path / "db", shared=shared) as engine:
+            engine.checkpoint()
+            engine.put(b"a", b"1")
+            synced.clear()
+            engine.checkpoint()
+            assert bool(synced) is shared

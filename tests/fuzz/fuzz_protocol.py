@@ -210,7 +210,7 @@ def _inputs(rng: random.Random) -> Callable[[], bytes]:
         opcode = rng.choice(_MAP_OPCODES)
         if opcode == _PUT:
             head = (OPTIONS_FLAG | 3).to_bytes(4, "little") + b"key"
-            body = head + (len(body) + rng.choice((0, 0, 0, 1, -1))).to_bytes(2, "little") + body
+            body = head + (len(body) + rng.choice((0, 0, 0, 1, -1))).to_bytes(4, "little") + body
         return encode_frame(opcode, rng.randbytes(8) + body)
 
     def stream() -> bytes:

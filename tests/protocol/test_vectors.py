@@ -54,7 +54,7 @@ def _put(f: Vector) -> bytes:
     if "options" in f:
         options = msgpack.packb(f["options"])
         head = struct.pack("<I", len(f["key"]) + (1 << 31)) + bytes(f["key"])
-        return head + struct.pack("<H", len(options)) + bytes(options) + bytes(f["value"])
+        return head + struct.pack("<I", len(options)) + bytes(options) + bytes(f["value"])
     return struct.pack("<I", len(f["key"])) + bytes(f["key"]) + bytes(f["value"])
 
 

@@ -24,7 +24,9 @@ import msgpack
 from tests.support.daemon import Daemon
 
 __all__ = [
+    "CAP",
     "LOOPS",
+    "MIB",
     "SECONDS",
     "Answer",
     "Raw",
@@ -45,6 +47,10 @@ __all__ = [
 ]
 
 LOOPS = ("uvloop", "asyncio")
+MIB = 1 << 20
+CAP = 16 * MIB
+"""The frame cap of a daemon that was not told another one."""
+
 SECONDS = 30.0
 """Bound of every wait; never reached in a passing run."""
 
@@ -70,7 +76,7 @@ def put(key: bytes, value: bytes, *, txn: int | None = None) -> bytes:
 def put_with(key: bytes, value: bytes = b"", *, txn: int = 0, **options: Any) -> bytes:
     """A PUT frame with options."""
     packed: bytes = msgpack.packb(options)
-    head = (len(key) + (1 << 31)).to_bytes(4, "little") + key + len(packed).to_bytes(2, "little")
+    head = (len(key) + (1 << 31)).to_bytes(4, "little") + key + len(packed).to_bytes(4, "little")
     return frame(PUT, head + packed + value, txn=txn)
 
 

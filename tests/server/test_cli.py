@@ -23,6 +23,7 @@ from tests.support.daemon import SECONDS, Daemon, DaemonError, child_environ, ru
 from toondb.engine.engine import Engine
 from toondb_client import IpcClient
 from toondb_protocol.errors import (
+    HistoryTrimmedError,
     PeerNotAllowedError,
     TooManyClientsError,
     TransactionExpiredError,
@@ -77,6 +78,7 @@ SETTINGS = {
     "timeout-ms": "20000",
     "drain-ms": "3000",
     "cache-size": "1m",
+    "change-history": "64k",
     "max-transaction-age-ms": "300",
     "log-level": "debug",
     "sync-mode": "normal",
@@ -104,6 +106,18 @@ def configured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         running = Daemon(db, env=env, loop=None)
     with running:
         yield running
+
+
+def test_change_history(configured: Daemon) -> None:
+    with IpcClient.connect(configured.socket) as client:
+        lsn = client.checkpoint()
+        for _ in range(4):
+            with client.pipeline() as pipeline:
+                for n in range(200):
+                    pipeline.put(f"history/{n % 10}", b"x" * 500)
+        with pytest.raises(HistoryTrimmedError):
+            list(client.watch(since_lsn=lsn, timeout=0))
+        client.delete_path("history", recursive=True)
 
 
 def test_hello(configured: Daemon) -> None:

@@ -251,7 +251,8 @@ def test_compact(db: Path) -> None:
     before = (db / "data.mdb").stat().st_size
     report = json.loads(ok("compact", "--db", db, "--json"))
     assert report["bytes_before"] == before
-    assert report["bytes_after"] == (db / "data.mdb").stat().st_size < before // 4
+    # The history of the changes stays, bounded by its own option.
+    assert report["bytes_after"] == (db / "data.mdb").stat().st_size < before // 2
     assert kept(db)
     assert "bytes before" in ok("compact", "--db", db)
 

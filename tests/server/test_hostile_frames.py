@@ -12,6 +12,7 @@ import pytest
 from tests.protocol.golden import EVERY_FRAME, MALFORMED, REQUESTS, names
 from tests.server.raw import (
     BEGIN,
+    CAP,
     COMMIT,
     CREATE_TABLE,
     DELETE,
@@ -35,11 +36,8 @@ from tests.server.raw import (
     frame,
     put,
     scan,
-    settled,
 )
 from tests.support.daemon import Daemon
-
-CAP = 16 * 1024 * 1024
 
 
 @pytest.fixture(scope="module", params=LOOPS)
@@ -47,15 +45,6 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
     """One daemon for all tests of this file; it must survive every one of them."""
     with daemon_on(request.param) as running:
         yield running
-
-
-@pytest.fixture
-def raw(daemon: Daemon) -> Iterator[Raw]:
-    """A connection; the daemon must be free of leftovers after it."""
-    with Raw(daemon.socket) as client:
-        yield client
-    with Raw(daemon.socket) as observer:
-        settled(observer)
 
 
 @pytest.mark.parametrize("vector", MALFORMED, ids=names(MALFORMED))

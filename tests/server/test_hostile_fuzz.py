@@ -13,6 +13,7 @@ from tests.protocol.golden import EVERY_FRAME, MALFORMED, REQUESTS
 from tests.server.raw import (
     GET,
     LOOPS,
+    MIB,
     OK,
     VALUE,
     Raw,
@@ -27,7 +28,6 @@ from tests.server.raw import (
 from tests.support.daemon import Daemon
 
 SEED = int(os.environ.get("TOONDB_FUZZ_SEED", "1"))
-MIB = 1 << 20
 CORPUS = EVERY_FRAME + [vector["frame"] for vector in MALFORMED] + [vector["frame"] for vector in REQUESTS] * 3
 
 

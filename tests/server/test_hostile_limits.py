@@ -15,6 +15,7 @@ import pytest
 from tests.server.raw import (
     ABORT,
     BEGIN,
+    CAP,
     COMMIT,
     ERROR,
     GET,
@@ -35,8 +36,6 @@ from tests.server.raw import (
     until,
 )
 from tests.support.daemon import Daemon
-
-CAP = 16 * 1024 * 1024
 
 
 @pytest.fixture(scope="module", params=LOOPS)

@@ -17,6 +17,7 @@ from tests.server.raw import (
     ERROR,
     GET,
     LOOPS,
+    MIB,
     OK,
     PING,
     PUT,
@@ -38,7 +39,6 @@ from tests.server.raw import (
 )
 from tests.support.daemon import Daemon
 
-MIB = 1 << 20
 VALUES = 32
 
 

@@ -11,11 +11,13 @@ import pytest
 
 from tests.server.raw import (
     ABORT,
+    CAP,
     COMMIT,
     DELETE,
     END_STREAM,
     GET,
     LOOPS,
+    MIB,
     OK,
     PING,
     PONG,
@@ -33,24 +35,12 @@ from tests.server.raw import (
 )
 from tests.support.daemon import Daemon
 
-CAP = 16 * 1024 * 1024
-MIB = 1 << 20
-
 
 @pytest.fixture(scope="module", params=LOOPS)
 def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
     """One daemon for all tests of this file."""
     with daemon_on(request.param) as running:
         yield running
-
-
-@pytest.fixture
-def raw(daemon: Daemon) -> Iterator[Raw]:
-    """A connection; nothing of it may be left behind."""
-    with Raw(daemon.socket) as client:
-        yield client
-    with Raw(daemon.socket) as observer:
-        settled(observer)
 
 
 def windows(raw: Raw, *, txn: int = 0, window: int, **body: Any) -> tuple[list[Any], int]:

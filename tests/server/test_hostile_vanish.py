@@ -17,6 +17,7 @@ from tests.server.raw import (
     END_STREAM,
     GET,
     LOOPS,
+    MIB,
     OK,
     PING,
     PONG,
@@ -33,8 +34,6 @@ from tests.server.raw import (
     settled,
 )
 from tests.support.daemon import Daemon
-
-MIB = 1 << 20
 
 
 @pytest.fixture(scope="module", params=LOOPS)

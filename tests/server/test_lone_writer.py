@@ -4,58 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
+from tests.server.rig import serving
 from toondb.engine.engine import Engine
 from toondb.engine.options import EngineOptions, SyncMode
-from toondb.engine.writer import Unit, Writer
+from toondb.engine.writer import Writer, WriteRequest
 from toondb_client import AsyncIpcClient
-from toondb_protocol.errors import InternalError
-from toondb_server.config import ServerConfig
-from toondb_server.logs import configure, get_logger
-from toondb_server.server import Server
-from toondb_server.session import Session
-
-
-class Rig:
-    """A server in this process, whose inline commits are counted."""
-
-    def __init__(self, server: Server, path: str) -> None:
-        self.server = server
-        self.path = path
-        self.inline: list[list[Unit]] = []
-        commit = server.engine.commit_now
-
-        def count(units: list[Unit]) -> Any:
-            results = commit(units)
-            if results is not None:
-                self.inline.append(units)
-            return results
-
-        server.engine.commit_now = count  # type: ignore[method-assign]
-
-    async def client(self) -> AsyncIpcClient:
-        return await AsyncIpcClient.connect(self.path, max_connections=4)
-
-
-@asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Rig]:
-    configure("error")
-    config = ServerConfig(database=str(folder / "db"), socket=str(folder / "s"), sync_mode=SyncMode.OFF)
-    with Engine(config.database, config.engine_options(), role="daemon") as engine:
-        server = Server(engine, config, asyncio.get_running_loop(), get_logger())
-        acceptor = await asyncio.get_running_loop().create_unix_server(lambda: Session(server), config.socket)
-        try:
-            yield Rig(server, config.socket or "")
-        finally:
-            acceptor.close()
-            await server.drain(5)
-            server.stop()
+from toondb_protocol.errors import InternalError, ToonDBError
 
 
 @pytest.fixture
@@ -175,8 +136,17 @@ def test_the_end_of_the_writer_is_named(tmp_db: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
     monkeypatch.setattr(Writer, "_commit", fail)
     engine = Engine(tmp_db)
-    for _ in range(2):
+
+    def write() -> list[int | ToonDBError]:
+        done: SimpleQueue[WriteRequest] = SimpleQueue()
+        engine.submit([(b"k", b"v")], done.put)
+        return done.get(timeout=30).results
+
+    (error,) = write()
+    assert isinstance(error, InternalError)
+    assert "the writer ended: ValueError: a defect" in str(error)
+    engine.writer._thread.join(30)
+    for late in (write, lambda: engine.put(b"k", b"v")):
         with pytest.raises(InternalError, match="the writer ended: ValueError: a defect"):
-            engine.put(b"k", b"v")
-        engine.writer._thread.join(30)
+            late()
     engine.close()

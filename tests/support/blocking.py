@@ -61,6 +61,7 @@ class Blocking:
         return self._runner.run(wait())
 
     def _iterate(self, items: Any) -> Iterator[Any]:
+        loop = self._runner.get_loop()
         try:
             while True:
                 try:
@@ -68,7 +69,8 @@ class Blocking:
                 except StopAsyncIteration:
                     return
         finally:
-            self._await(items.aclose())
+            if not loop.is_closed():  # closing it closed them
+                self._await(items.aclose())
 
     def run_transaction(self, function: Callable[[Any], Any], **kwargs: Any) -> Any:
         """The one method that takes a coroutine function."""

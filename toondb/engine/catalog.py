@@ -80,7 +80,7 @@ def check_schema(name: str, columns: Sequence[tuple[str, int, int | bool]]) -> T
     except ToonDBError:
         raise ValidationError(f"the table name is too long ({len(name.encode())} bytes).") from None
     if not 1 <= len(columns) <= MAX_COLUMNS:
-        raise ValidationError(f"table {name!r} has {len(columns)} columns, 1 to {MAX_COLUMNS} are allowed.")
+        raise ValidationError(f"the table has {len(columns)} columns, 1 to {MAX_COLUMNS} are allowed.")
     seen: set[str] = set()
     built: list[Column] = []
     for column, kind, nullable in columns:

@@ -29,7 +29,7 @@ from zlib import crc32
 import lmdb
 
 from toondb_protocol.changes import Change, ChangeKind
-from toondb_protocol.errors import HistoryTrimmedError, ValidationError
+from toondb_protocol.errors import CorruptionError, HistoryTrimmedError, ValidationError
 from toondb_protocol.record import META_CHANGES_FROM, decode_lsn, live_value
 
 from .environment import Environment, storage_error
@@ -52,6 +52,7 @@ _TRIM_KEEPS = 7 / 8
 _TRIM_ENTRIES = 256
 _TRIM_SHARE = 4
 _CHECKS_PER_HISTORY = 64
+_PAGE_HEAD, _NODE_HEAD = 16, 10
 _STEP_BYTES = 256 * 1024
 _KEYS_AT_ONCE = 4096
 
@@ -180,21 +181,28 @@ def trim(environment: Environment, txn: Any) -> None:
     stat = txn.stat(environment.changes)
     if _bytes(stat) <= environment.history_bytes:
         return
-    # LMDB counts whole pages; entries are of all sizes, so the share to delete is an estimate.
-    surplus = 1 - _TRIM_KEEPS * environment.history_bytes / _bytes(stat)
-    left = max(_TRIM_ENTRIES, int(surplus * stat["entries"] / _TRIM_SHARE))
+    surplus = int(_bytes(stat) - _TRIM_KEEPS * environment.history_bytes)
+    left = max(_TRIM_ENTRIES, surplus * stat["entries"] // _bytes(stat) // _TRIM_SHARE)
     cursor = txn.cursor(db=environment.changes)
     last: int | None = None
     found = cursor.first()
     while found:
-        lsn = _KEY.unpack(cursor.key())[0]
-        if left <= 0 and lsn != last:
+        log_key, entries = cursor.item()
+        lsn = int.from_bytes(log_key[: _LSN.size], "big")
+        if (left <= 0 or surplus <= 0) and lsn != last:
             break
         last = lsn
         left -= 1
+        surplus -= _room(len(log_key) + len(entries), stat["psize"])
         found = cursor.delete() and bool(cursor.key())
     if last is not None:
         txn.put(META_CHANGES_FROM, _LSN.pack(last), db=environment.meta)
+
+
+def _room(size: int, page: int) -> int:
+    """What an entry takes of the file: it was appended, so pages are as full as they can be."""
+    fit = (page - _PAGE_HEAD) // (size + _NODE_HEAD)
+    return page // fit if fit > 1 else -(-(size + _PAGE_HEAD) // page) * page
 
 
 def _bytes(stat: dict[str, int]) -> int:
@@ -231,6 +239,7 @@ def read_changes(
     Raises:
         HistoryTrimmedError: The log no longer has everything after ``since_lsn``.
         ValidationError: ``since_lsn`` is after the newest commit.
+        CorruptionError: What is there of the log is not what was written.
     """
     view = environment.begin_view()
     try:
@@ -271,7 +280,12 @@ def _read(
     at = since_lsn
     size = total = 0
     for log_key, entries in pairs:
-        lsn = _KEY.unpack(log_key)[0]
+        lsn = int.from_bytes(log_key[: _LSN.size], "big")
+        if not is_intact(log_key, entries):
+            raise CorruptionError(
+                f"the change log is damaged in the commit with LSN {lsn}.",
+                remediation="Read the keys themselves anew, and watch from now. The check command names all damage.",
+            )
         if lsn != at:
             if held is not None:
                 step.append(Change(*held, True))

@@ -27,6 +27,7 @@ from toondb_protocol.record import HEADER_SIZE, RECORD_V1, decode_expiry, live_v
 from .change_log import read_changes
 from .conditional import Conditional
 from .environment import DATA_FILE, Environment, Space, prepare_folder, storage_error
+from .file_swap import ReadHold
 from .options import Access, EngineOptions, Isolation
 from .owner_lock import OwnerLock, wait_for_lock
 from .snapshot import Snapshot, SnapshotScan, read_lsn
@@ -47,12 +48,16 @@ class LatestReader:
 
     The owner calls :meth:`release` when a commit was announced, so that an idle view never keeps LMDB from
     reusing pages. A write that was acknowledged is always seen: the writer marks the commit before it answers.
+
+    Attributes:
+        bytes_read: Bytes of the values it has read.
     """
 
-    __slots__ = ("_as_of", "_environment", "_get", "_txn")
+    __slots__ = ("_as_of", "_environment", "_get", "_txn", "bytes_read")
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
+        self.bytes_read = 0
         self._txn: Any = None
         self._get: Any = None
         self._as_of: object = None
@@ -65,6 +70,8 @@ class LatestReader:
             raw: bytes | None = self._get(key)
         except lmdb.Error as error:
             raise storage_error(error, "reading") from None
+        if raw is not None:
+            self.bytes_read += len(raw) - HEADER_SIZE
         return raw
 
     def _renew(self) -> None:
@@ -73,7 +80,8 @@ class LatestReader:
         as_of = self._environment.mark
         self._txn = self._environment.begin_view()
         self._get = self._txn.get
-        self._as_of = as_of
+        # Nobody announces the commits of other processes.
+        self._as_of = None if self._environment.shared else as_of
         self._environment.seen(read_lsn(self._environment, self._txn))
 
     def release(self) -> None:
@@ -96,7 +104,7 @@ class Engine:
             and another exclusive owner is waited for, for 5 seconds at the most.
 
     Raises:
-        DatabaseLockedError: Another process owns the folder.
+        DatabaseLockedError: Another process owns the folder, or its file is being replaced.
         ConfigurationError, DatabaseNotFoundError, StorageError, CorruptionError: See ``Environment``.
 
     Attributes:
@@ -116,26 +124,20 @@ class Engine:
     ) -> None:
         self.options = options or EngineOptions()
         self.folder: Path = prepare_folder(path, create=self.options.create_if_missing)
-        self._lock: OwnerLock | None
+        self._lock: OwnerLock | ReadHold
         if shared:
-            self._lock = wait_for_lock(self.folder, role, _WAIT_FOR_OWNER_SECONDS)
-            self.access = Access.READ if self._lock is None else Access.SHARED
+            self._open_shared(role)
         else:
             self._lock = OwnerLock(self.folder, role, socket)
-            self.access = Access.EXCLUSIVE
-        try:
-            self._environment = Environment(self.folder, self.options, self.access)
-        except BaseException:
-            self._release_lock()
-            raise
+            self._open_environment(Access.EXCLUSIVE)
         try:
             view = self._environment.begin_view()
             self._environment.announce(read_lsn(self._environment, view))
             self._environment.end_view(view)
-            self._writer = Writer(self._environment) if self._lock is not None else None
+            self._writer = None if self.access is Access.READ else Writer(self._environment)
         except BaseException:
             self._environment.close()
-            self._release_lock()
+            self._lock.release()
             raise
         self._kv = self._environment.kv
         self._closed = False
@@ -151,9 +153,31 @@ class Engine:
         self.bytes_read = 0
         self.queries_executed = 0
 
-    def _release_lock(self) -> None:
-        if self._lock is not None:
+    def _open_shared(self, role: str) -> None:
+        give_up = time.monotonic() + _WAIT_FOR_OWNER_SECONDS
+        while True:
+            lock = wait_for_lock(self.folder, role, give_up)
+            if lock is not None:
+                self._lock = lock
+                self._open_environment(Access.SHARED)
+                return
+            try:
+                self._lock = ReadHold(self.folder / DATA_FILE)
+                self._open_environment(Access.READ)
+                return
+            except (DatabaseError, DatabaseLockedError):
+                # A daemon that has just started may still be making the store, or bringing it up to date.
+                if time.monotonic() >= give_up:
+                    raise
+            time.sleep(_POLL_SECONDS)
+
+    def _open_environment(self, access: Access) -> None:
+        self.access = access
+        try:
+            self._environment = Environment(self.folder, self.options, access)
+        except BaseException:
             self._lock.release()
+            raise
 
     @property
     def writer(self) -> Writer:
@@ -314,20 +338,22 @@ class Engine:
         if done is not None:
             return done
         writer = self.writer
-        transaction.start_commit()
         result: int | ToonDBError
+        started = False
         try:
+            transaction.start_commit()
+            started = True
             results = writer.commit_now([transaction])
+            if results is not None:
+                self.settle(transaction, results[0])
         except BaseException as error:
+            if isinstance(error, ToonDBError) and not started:
+                raise
             # Ctrl-C in the middle of it: the transaction ends, whatever became of it.
             outcome = TransactionOutcomeUnknownError(f"the commit of transaction {transaction.id} was interrupted.")
             self.settle(transaction, error if isinstance(error, ToonDBError) else outcome)
             raise
-        if results is not None:
-            result = results[0]
-            self.settle(transaction, result)
-        else:
-            result = self._commit_by_thread(transaction)
+        result = self._commit_by_thread(transaction) if results is None else results[0]
         if isinstance(result, ToonDBError):
             raise result
         return result
@@ -552,7 +578,7 @@ class Engine:
                     item.abort(ended)
             self._environment.stop_waiting()
             self._environment.close()
-            self._release_lock()
+            self._lock.release()
         if self._writer is not None and self._writer.lost is not None:
             raise self._writer.lost
 

@@ -193,6 +193,7 @@ class Environment:
         expiry: Handle of the index of records that expire, see ``expiry``.
         changes: Handle of the change log, see ``change_log``.
         history_bytes: What the change log may take.
+        shared: Other processes may write, too.
         unchecked_history: Bytes that were logged since its size was last looked at.
         begin_read: Begins an LMDB read transaction on a sub-database; for reads that drop it at once. What it raises
             is not translated, see :meth:`begin_view`.
@@ -208,13 +209,14 @@ class Environment:
         self.sync_mode = options.sync_mode
         self.history_bytes = options.change_history_bytes
         self.unchecked_history = self.history_bytes
+        self.shared = access is not Access.EXCLUSIVE
         read_only = access is Access.READ
         self.forked = False
         self.last_view: Any = None
         self.mark: object = object()
         self.announced_lsn = 0
         self._mark_lock = threading.Lock()
-        self._committed = threading.Condition(self._mark_lock)
+        self._waiting: list[Any] = []
         self._closing = False
         created = not (folder / DATA_FILE).exists()
         # Newer bindings know a second file format, which not every reader of this folder may know.
@@ -247,7 +249,7 @@ class Environment:
                 self._check_format()
                 self._open_databases()
                 self.kv = self.spaces[Space.KV]
-                self.may_expire = access is not Access.EXCLUSIVE or self._any_expiring()
+                self.may_expire = self.shared or self._any_expiring()
                 if created:
                     self._sync_names()
         except BaseException:
@@ -305,7 +307,10 @@ class Environment:
 
     def forked_error(self) -> ForkedProcessError:
         """What use in a forked child raises."""
-        return ForkedProcessError("this database was opened by the parent process.")
+        return ForkedProcessError(
+            "this database was opened by the parent process.",
+            remediation="Open databases after the fork, or start processes by spawn.",
+        )
 
     # The disk
 
@@ -379,21 +384,38 @@ class Environment:
 
     def announce(self, lsn: int) -> None:
         """Note on the committing thread that the commit ``lsn`` is visible, before anybody is told."""
-        with self._committed:
+        with self._mark_lock:
             self.mark = object()
             self.announced_lsn = lsn
-            self._committed.notify_all()
+            self._wake_all()
 
     def wait_for_commit(self, lsn: int, seconds: float) -> None:
         """Wait until this process announces a commit after ``lsn``, for so long at the most."""
-        with self._committed:
-            self._committed.wait_for(lambda: self.announced_lsn > lsn or self._closing, seconds)
+        # Not a Condition: Ctrl-C inside of its Python code can leave its lock behind, locked for ever.
+        waiter = threading.Lock()
+        waiter.acquire()
+        with self._mark_lock:
+            if self.announced_lsn > lsn or self._closing:
+                return
+            self._waiting.append(waiter)
+        try:
+            waiter.acquire(timeout=max(0.0, seconds))
+        finally:
+            with self._mark_lock:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
 
     def stop_waiting(self) -> None:
         """End the waiting in :meth:`wait_for_commit` of all threads, and let nobody wait any more."""
-        with self._committed:
+        with self._mark_lock:
             self._closing = True
-            self._committed.notify_all()
+            self._wake_all()
+
+    def _wake_all(self) -> None:
+        # Each commit wakes everybody: whoever waits, waits for the next one.
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.release()
 
     def seen(self, lsn: int) -> None:
         """Note that a reader sees the commit ``lsn``.

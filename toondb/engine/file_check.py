@@ -8,7 +8,9 @@ for an undamaged file:
 - every page is the page its parent asked for, of the right kind, with sane nodes and its keys in order and
   between the separators of its parents; every leaf is equally deep; all counts are as stored;
 - every value in the sub-databases ``kv`` and ``catalog`` is a record with a correct checksum and an LSN that
-  is not after the LSN of the store.
+  is not after the LSN of the store;
+- the index ``expiry`` has an entry for each record that expires, and no other;
+- every part of the change log has a correct checksum.
 
 It costs one read per page, memory of one byte per page plus the largest value, and never more time than a
 file of that size can need, whatever is in it: a page is read once.
@@ -36,6 +38,7 @@ from toondb.engine import pages
 from toondb.engine.change_log import is_intact
 from toondb.engine.pages import FormatError, Meta, Metas, Tree
 from toondb.engine.tree_walk import FREED, UNNAMED, USED, Damage, Ledger, Role, TreeWalk, key_text
+from toondb.engine.write_batch import expiry_key
 from toondb_protocol.errors import DatabaseError, DatabaseNotFoundError
 from toondb_protocol.record import (
     CATALOG_DATABASE,
@@ -277,6 +280,8 @@ class _Check:
         self.damage = self._ledger.damage
         self._trees: list[tuple[bytes, Tree]] = []
         self._expiring = self._indexed = 0
+        # Sums of the index keys that should be there, and that are: equal when the two sets are, in any order.
+        self._expiring_sum = self._indexed_sum = 0
 
     def run(self, meta: Meta, *, live: bool) -> None:
         report, ledger = self._report, self._ledger
@@ -392,8 +397,10 @@ class _Check:
             else:
                 TreeWalk(self._ledger, name, tree, None).run()
         report = self._report
-        if self._expiring != self._indexed and not report.damages:
+        if not report.damages and (self._expiring, self._expiring_sum) != (self._indexed, self._indexed_sum):
             text = f"{self._expiring} records expire, the index of those that do has {self._indexed}"
+            if self._expiring == self._indexed:
+                text = "the index of the records that expire has other keys or times than the records"
             self.damage("expiry", text, database="expiry")
         if report.lsn is None and report.records:
             self.damage("lsn", "there are records but no LSN in the sub-database 'meta'", database="meta")
@@ -410,7 +417,8 @@ class _Check:
 
     def _expiry_entry(self, key: bytes, value: bytes) -> None:
         self._indexed += 1
-        if len(key) != _EXPIRY_KEY_SIZE or not value:
+        self._indexed_sum += int.from_bytes(key)
+        if len(key) != _EXPIRY_KEY_SIZE or expiry_key(int.from_bytes(key[:8]), value) != key:
             self.damage("expiry", f"{key_text(key)}: it is no entry of this index", database="expiry", key=key)
 
     def _change_entry(self, key: bytes, value: bytes) -> None:
@@ -428,7 +436,9 @@ class _Check:
             except ValueError as exc:
                 self.damage("record", f"{key_text(key)}: {exc}", database=name, key=key)
                 return
-            self._expiring += record.expires_ms is not None
+            if record.expires_ms is not None:
+                self._expiring += 1
+                self._expiring_sum += int.from_bytes(expiry_key(record.expires_ms, key))
             if not record.checksum_ok:
                 self.damage("record", f"{key_text(key)}: the checksum is wrong", database=name, key=key)
             elif newest is not None and record.lsn > newest:

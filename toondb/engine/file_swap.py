@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +25,12 @@ from toondb_protocol.errors import (
 )
 
 from .environment import DATA_FILE
+from .owner_lock import flock_holders
 
 __all__ = [
     "LMDB_LOCK_FILE",
     "NEW_FILE",
+    "ReadHold",
     "create_private",
     "file_errors",
     "fsync_folder",
@@ -92,6 +95,14 @@ def held(data: Path, kind: int, doing: str) -> Iterator[None]:
         DatabaseLockedError: It is being replaced, or (to replace it) somebody reads all of it.
         DatabaseNotFoundError: There is no such file.
     """
+    fd = _hold(data, kind, doing)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _hold(data: Path, kind: int, doing: str) -> int:
     while True:
         try:
             fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -100,17 +111,61 @@ def held(data: Path, kind: int, doing: str) -> Iterator[None]:
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
             if _same_file(fd, data):
-                yield
-                return
+                held_fd, fd = fd, -1
+                return held_fd
             # Replaced between the two calls: the new file is the one to hold.
         except BlockingIOError:
-            other = "replaced (restore, compact)" if kind == fcntl.LOCK_SH else "read as a whole (backup, check)"
-            raise DatabaseLockedError(
-                f"{doing} is not possible while the database in {data.parent} is being {other}.",
-                remediation="Wait until that is done, and run this again.",
-            ) from None
+            raise _busy(fd, data, kind, doing) from None
         finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _busy(fd: int, data: Path, kind: int, doing: str) -> DatabaseLockedError:
+    other, who = "replaced (restore, compact)", ""
+    pids = flock_holders(fd)
+    if kind == fcntl.LOCK_EX:
+        other = "read (backup, check, or open_concurrent beside a daemon)"
+        who = f" by pid {', '.join(map(str, pids))}" if pids else ""
+    return DatabaseLockedError(
+        f"{doing} is not possible while the database in {data.parent} is being {other}{who}.",
+        remediation="Wait until that is done, or close it there, and run this again.",
+        details={"pids": pids} if pids else {},
+    )
+
+
+_held: weakref.WeakSet[ReadHold] = weakref.WeakSet()
+
+
+class ReadHold:
+    """Keeps a database file in its place for a process that only reads it, and so does not own the folder.
+
+    Whoever reads a file that was replaced would go on with the old one for ever, and never be told.
+
+    Raises:
+        DatabaseLockedError: It is being replaced.
+        DatabaseNotFoundError: There is no such file.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self._fd = -1
+        self._fd = _hold(data, fcntl.LOCK_SH, "Opening it")
+        _held.add(self)
+
+    def release(self) -> None:
+        """Let the file be replaced. Idempotent."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
             os.close(fd)
+
+
+def _release_in_child() -> None:
+    # A forked child shares the open file description, and would hold the file for as long as it lives.
+    for hold in list(_held):
+        hold.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
 
 
 def _same_file(fd: int, path: Path) -> bool:

@@ -431,7 +431,8 @@ def _resting(file: Path, target: Path) -> Iterator[int]:
             lock_fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, lock_fd)
             try:
-                fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                # Not shared: so do several processes that write to it together.
+                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DatabaseLockedError(
                     f"{file} is a database in use, not a backup.",

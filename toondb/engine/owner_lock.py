@@ -18,7 +18,7 @@ from typing import Any
 
 from toondb_protocol.errors import ConfigurationError, DatabaseLockedError, StorageFullError
 
-__all__ = ["LOCK_FILE", "OwnerLock", "read_owner", "wait_for_lock"]
+__all__ = ["LOCK_FILE", "OwnerLock", "flock_holders", "read_owner", "wait_for_lock"]
 
 LOCK_FILE = "toondb.lock"
 _MAX_OWNER_BYTES = 4096
@@ -53,7 +53,7 @@ class OwnerLock:
         try:
             fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            holders = _holders(self._fd)
+            holders = flock_holders(self._fd)
             os.close(self._fd)
             self._fd = -1
             raise _locked(folder, holders) from None
@@ -64,8 +64,10 @@ class OwnerLock:
         owner = {"pid": os.getpid(), "role": role, "socket": socket, "since": int(time.time())}
         # The text is for messages only: a full disk must not keep the owner from opening (and then reading).
         with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, json.dumps(owner).encode()[:_MAX_OWNER_BYTES], 0)
+            if not shared:
+                os.ftruncate(self._fd, 0)
+            # One line in one call: of several that write it together the last one's is whole, whatever follows it.
+            os.pwrite(self._fd, json.dumps(owner).encode() + b"\n", 0)
         _held.add(self)
 
     def release(self) -> None:
@@ -96,7 +98,7 @@ def read_owner(folder: Path) -> dict[str, Any]:
     """What the lock file says of the owner; empty when it says nothing usable."""
     try:
         with open(folder / LOCK_FILE, "rb") as file:
-            owner = json.loads(file.read(_MAX_OWNER_BYTES))
+            owner = json.loads(file.readline(_MAX_OWNER_BYTES))
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}
@@ -111,7 +113,7 @@ def _unusable(path: Path, error: OSError) -> Exception:
     )
 
 
-def _holders(fd: int) -> list[int]:
+def flock_holders(fd: int) -> list[int]:
     """The processes that hold a ``flock`` on an open file, as far as the system tells."""
     try:
         found = os.fstat(fd)
@@ -125,13 +127,13 @@ def _holders(fd: int) -> list[int]:
     return sorted(int(pid) for pid in pids if pid.isdigit() and pid != "0")
 
 
-def wait_for_lock(folder: Path, role: str, seconds: float) -> OwnerLock | None:
+def wait_for_lock(folder: Path, role: str, give_up: float) -> OwnerLock | None:
     """Share a folder, or learn that a daemon serves it.
 
     Args:
         folder: The database folder.
         role: See :class:`OwnerLock`.
-        seconds: How long to wait for an exclusive holder that is no daemon.
+        give_up: Until when to wait for an exclusive holder that is no daemon, by ``time.monotonic()``.
 
     Returns:
         The shared lock, or None when the holder is a daemon.
@@ -139,7 +141,6 @@ def wait_for_lock(folder: Path, role: str, seconds: float) -> OwnerLock | None:
     Raises:
         DatabaseLockedError: The holder stayed.
     """
-    give_up = time.monotonic() + seconds
     while True:
         try:
             return OwnerLock(folder, role, shared=True)

@@ -67,10 +67,13 @@ class Transaction:
         snapshot: What it reads.
         isolation: See :class:`Isolation`.
         state: See :class:`State`.
+        blind: Its commit does not ask whether others wrote the same keys since it began: for plain writes of several
+            keys, which no read depends on.
     """
 
     __slots__ = (
         "__weakref__",
+        "_began_ms",
         "_ended",
         "_environment",
         "_limit",
@@ -78,6 +81,7 @@ class Transaction:
         "_points",
         "_ranges",
         "_size",
+        "blind",
         "id",
         "isolation",
         "read_only",
@@ -103,6 +107,7 @@ class Transaction:
             known = ", ".join(Isolation)
             raise ValidationError(f"isolation {isolation!r} is unknown; known: {known}.") from None
         self.read_only = read_only
+        self.blind = False
         self.state = State.ACTIVE
         self.writes: tuple[WriteSet, ...] = tuple(WriteSet() for _ in Space)
         self._environment = environment
@@ -112,6 +117,7 @@ class Transaction:
         self._ended: ToonDBError | None = None
         self._points: set[tuple[Space, bytes]] | None = set() if isolation is Isolation.SERIALIZABLE else None
         self._ranges: list[_ReadRange] = []
+        self._began_ms = now_ms()
         self.snapshot = Snapshot(environment)
 
     # Reads
@@ -277,7 +283,9 @@ class Transaction:
 
     def rejected(self, error: ToonDBError) -> bool:
         """Note that the writer refused it; whether this call ended it."""
-        return self._end(State.COMMITTING, State.ABORTED, error)
+        # A conflict was told by the commit; from then on it is a transaction that is over, like any other.
+        ended = None if isinstance(error, TransactionConflictError) else error
+        return self._end(State.COMMITTING, State.ABORTED, ended)
 
     def _end(self, before: State, after: State, ended: ToonDBError | None) -> bool:
         # Two threads may race to end it, for example a commit and the sweep for idle ones: one of them wins, and
@@ -309,9 +317,10 @@ class Transaction:
         """Check against the state inside the LMDB write transaction ``txn``.
 
         First committer wins: a written key must have the record that the snapshot has. LSNs only grow, so a
-        record not newer than the snapshot is that record; only for a key that is absent now must the
+        record not newer than the snapshot is that record; only for a key that has none now must the
         snapshot be asked. A serializable transaction also checks every point and range that it read. A record that
-        expired is no record, whether it was reclaimed since or not.
+        had expired when the transaction began is no record; one that expired since was perhaps seen alive, so if it
+        is gone that is a change like any other.
 
         Raises:
             TransactionConflictError: Names the first key that another transaction changed.
@@ -331,16 +340,22 @@ class Transaction:
             self._check_range(txn, covered)
 
     def _check_key(self, space: Space, key: bytes, now: bytes | None, since: int, did: str) -> None:
-        if (live_value(self.snapshot.record(space, key)) is not None) if now is None else (decode_lsn(now) > since):
+        if now is not None:
+            changed = decode_lsn(now) > since
+        else:
+            before = self.snapshot.record(space, key)
+            # One that had expired when the transaction began was never seen by it: to reclaim it changed nothing.
+            changed = before is not None and _alive_at(before, self._began_ms)
+        if changed:
             raise _conflict(self.id, did, key)
 
     def _check_range(self, txn: Any, covered: _ReadRange) -> None:
         start, end = covered.start, covered.end
         if end is not None and start >= end:
             return
-        clock = now_ms()
-        now = _until(records(txn, self._environment.spaces[covered.space], start, end), end, clock)
-        then = _until(self.snapshot.records(covered.space, start, end), end, clock)
+        began = self._began_ms
+        now = _until(records(txn, self._environment.spaces[covered.space], start, end), end, began)
+        then = _until(self.snapshot.records(covered.space, start, end), end, began)
         for old, new in zip_longest(then, now):
             if old is None or new is None or old[0] != new[0] or old[1][:HEADER_SIZE] != new[1][:HEADER_SIZE]:
                 key = min(pair[0] for pair in (old, new) if pair is not None)
@@ -357,7 +372,7 @@ class Transaction:
         """
         if self.state is not State.COMMITTING:
             raise self._ended or self._closed_error()
-        if lsn != self.snapshot.lsn:
+        if lsn != self.snapshot.lsn and not self.blind:
             self.validate(batch.txn)
         lsn += 1
         writes = self.writes[Space.KV]
@@ -434,14 +449,18 @@ class TransactionScan:
         self._scan.close()
 
 
-def _until(pairs: Iterator[tuple[bytes, bytes]], end: bytes | None, now: int) -> Iterator[tuple[bytes, bytes]]:
-    """The pairs before ``end`` whose record has not expired."""
+def _until(pairs: Iterator[tuple[bytes, bytes]], end: bytes | None, moment: int) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs before ``end`` whose record had not expired at that moment."""
     for pair in pairs:
         if end is not None and pair[0] >= end:
             return
-        expires = decode_expiry(pair[1])
-        if expires is None or expires > now:
+        if _alive_at(pair[1], moment):
             yield pair
+
+
+def _alive_at(raw: bytes, moment: int) -> bool:
+    expires = decode_expiry(raw)
+    return expires is None or expires > moment
 
 
 def _live(value: bytes | None, now: int | None = None) -> bytes | None:

@@ -18,13 +18,14 @@ from toondb_protocol.record import Expiring, decode_expiry, encode_record, encod
 from . import change_log
 from .environment import Environment, Space
 
-__all__ = ["Reclaim", "WriteBatch"]
+__all__ = ["Reclaim", "WriteBatch", "expiry_key"]
 
 _RECLAIMED_AT_ONCE = 1000
 _PLAIN: Final[set[type]] = {bytes}
 
 
-def _expiry_key(expires_ms: int, key: bytes) -> bytes:
+def expiry_key(expires_ms: int, key: bytes) -> bytes:
+    """The key in the index of a record that expires."""
     return expires_ms.to_bytes(8, "big") + blake2b(key, digest_size=16).digest()
 
 
@@ -79,7 +80,7 @@ class WriteBatch:
             self._forget_expiry(key)
         self._put(key, encode_record(key, value, lsn), db=self._kv)
         if type(value) is Expiring:
-            self._put(_expiry_key(value.expires_ms, key), key, db=self._environment.expiry)
+            self._put(expiry_key(value.expires_ms, key), key, db=self._environment.expiry)
             # Before the commit: whoever sees it must look for what has expired.
             self._expiring = self._environment.may_expire = True
         self._changes.append((key, value))
@@ -100,10 +101,11 @@ class WriteBatch:
         at_end = not cursor.last() or cursor.key() < keys[0]
         cursor.putmulti(zip(keys, encode_records(keys, whole, lsn), strict=True), append=at_end)
         size, copied = 0, 0
-        for copied, value in enumerate(whole):  # noqa: B007
+        for value in whole:
             size += len(value)
             if size > change_log.INLINE_COMMIT_BYTES:
                 break
+            copied += 1
         self._changes.extend(zip(keys[:copied], whole, strict=False))
         self._by_reference, self._dense = keys[copied:], at_end
         self.written += sum(map(len, keys)) + sum(map(len, whole))
@@ -148,7 +150,16 @@ class WriteBatch:
         raw = self.txn.get(key, db=self._kv)
         expires = None if raw is None else decode_expiry(raw)
         if expires is not None:
-            self._delete(_expiry_key(expires, key), db=self._environment.expiry)
+            self._delete(expiry_key(expires, key), db=self._environment.expiry)
+
+    def reclaim(self, key: bytes, expires_ms: int, lsn: int) -> bool:
+        """Delete a record that the index says to have expired, as part of the commit ``lsn``; whether it was there."""
+        raw = self.txn.get(key, db=self._kv)
+        if raw is not None and decode_expiry(raw) == expires_ms:
+            return self.delete(key, lsn, change_log.EXPIRED)
+        # The index must never say so. If it does, the record counts: what a user stored is not deleted for it.
+        self._delete(expiry_key(expires_ms, key), db=self._environment.expiry)
+        return False
 
     def expired_keys(self, limit: int) -> Iterator[tuple[bytes, int]]:
         """Keys of records that have expired, the first to expire first, with that time."""
@@ -168,7 +179,8 @@ class Reclaim:
     """A unit for the writer: deletes records that have expired.
 
     Attributes:
-        deleted: How many it deleted; at its limit there may be more.
+        deleted: How many it looked at; at its limit there may be more.
+        written_keys: The keys that it deleted.
     """
 
     def __init__(self) -> None:
@@ -182,10 +194,7 @@ class Reclaim:
 
     def apply(self, batch: WriteBatch, lsn: int) -> int:
         """Delete some of them, as one commit."""
-        self.written_keys = [key for key, _ in batch.expired_keys(_RECLAIMED_AT_ONCE)]
-        self.deleted = len(self.written_keys)
-        if not self.deleted:
-            return lsn
-        for key in self.written_keys:
-            batch.delete(key, lsn + 1, change_log.EXPIRED)
-        return lsn + 1
+        expired = list(batch.expired_keys(_RECLAIMED_AT_ONCE))
+        self.deleted = len(expired)
+        self.written_keys = [key for key, expires in expired if batch.reclaim(key, expires, lsn + 1)]
+        return lsn + bool(expired)

@@ -159,20 +159,39 @@ class Writer:
         It saves two hand-overs between threads, which cost a lone client about as much as a fast device does.
         The caller waits for the device, so it must have nobody else to serve.
         """
-        if not self._turn.acquire(blocking=False):
+        if self._turn.locked() or self._comes_later():
             return None
-        try:
-            # Requests that wait came first.
-            if self._closing or not self._queue.empty():
+        # By "with" and not by acquire(blocking=False): after Ctrl-C between that and its "try" nobody would ever have
+        # a turn again. Whoever is quicker from now on is waited for.
+        with self._turn:
+            if self._comes_later():
                 return None
             was_unsynced = self._unsynced
-            results = self._results(units)
+            try:
+                results = self._results(units)
+            except BaseException:
+                # Ctrl-C, perhaps between the commit and what belongs to it: nobody may go on with an older view.
+                self._unsynced = True
+                self._announce_newest()
+                self._queue.put(WriteRequest([], _ignore))
+                raise
             if self._unsynced and not was_unsynced:
                 # The thread sleeps until the next tidying; a request without units makes it look at the clock.
                 self._queue.put(WriteRequest([], _ignore))
             return results
-        finally:
-            self._turn.release()
+
+    def _comes_later(self) -> bool:
+        # Requests that wait came first, also those that the thread has taken and not yet begun with.
+        return self._closing or bool(self._taken) or not self._queue.empty()
+
+    def _announce_newest(self) -> None:
+        environment = self._environment
+        with contextlib.suppress(ToonDBError, lmdb.Error):
+            view = environment.begin_view()
+            try:
+                environment.announce(read_lsn(environment, view))
+            finally:
+                environment.end_view(view)
 
     def close(self) -> None:
         """Apply what is queued, sync, and end the thread. Idempotent."""
@@ -347,7 +366,8 @@ class Writer:
             environment.announce(lsn)
             for listener in self.on_commit:
                 listener(_written_keys(units))
-        if checkpoint and self._unsynced:
+        # Another process may write in a lazier mode than this one.
+        if checkpoint and (self._unsynced or environment.shared):
             failure = self._sync()
             if failure is not None:
                 # The commit stands; only the promise that it is on the device cannot be given.
