@@ -1,6 +1,7 @@
-"""Processes that share a folder with ``Database.open_concurrent``: ``python -m tests.sharers NAME FOLDER [ARGUMENT...]``.
+"""Processes that share a folder: ``python -m tests.sharers NAME FOLDER [ARGUMENT...]``.
 
-As in ``tests.workers`` each says what happened, a line for each event, so that a test waits for events.
+They open it with ``Database.open_concurrent``. As in ``tests.workers`` each says what happened, a line for each event,
+so that a test waits for events.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from tests.contract.neighbour import Neighbour
 from tests.support.children import in_child
 from tests.support.daemon import SECONDS, Daemon, child_environ
-from toondb import Database, IpcClient
+from toondb import Database, IpcClient, Transaction
 from toondb.config import CONFIG_KEYS
 from toondb_protocol.errors import (
     ConfigurationError,
@@ -70,7 +71,6 @@ def test_open_use_close_reopen(tmp_db: Path) -> None:
         assert db.path == str(tmp_db)
         assert not db.is_concurrent
         assert not db.read_only
-        assert not db.closed
         assert repr(db) == f"<Database {tmp_db} exclusive>"
         db.put("k", b"v")
         db.put("empty", b"")
@@ -154,8 +154,9 @@ def test_no_permission(tmp_db: Path) -> None:
 
 
 def test_create_if_missing(tmp_db: Path) -> None:
-    for prepare in (lambda: None, tmp_db.mkdir):
-        prepare()
+    for there in (False, True):
+        if there:
+            tmp_db.mkdir()
         with pytest.raises(DatabaseNotFoundError, match=str(tmp_db)):
             Database.open(tmp_db, {"create_if_missing": False})
     assert list(tmp_db.iterdir()) == []
@@ -272,13 +273,11 @@ def test_handles_of_one_folder_share_one_engine(tmp_db: Path) -> None:
     transaction = first.begin_transaction()
     transaction.put("never", b"")
     other = second.begin_transaction()
-    scan = first.scan()
     first.close()
     # What was begun with a handle ends with it; what others do goes on.
     assert not transaction.active
     with pytest.raises(DatabaseClosedError):
         transaction.get("k")
-    scan.close()
     other.put("l", b"w")
     other.commit()
     assert second.get("l") == b"w"
@@ -363,7 +362,7 @@ def test_threads_hammer_one_database(db: Database) -> None:
                     assert dict(transaction.scan(prefix)) == {**mine, key: b"t%d" % n}
                 mine[key] = b"t%d" % n
             elif step == 3:
-                db.run_transaction(lambda t, n=n: move(t, n % 4, (n + name) % 4), attempts=200)
+                db.run_transaction(partial(move, n % 4, (n + name) % 4), attempts=200)
             else:
                 db.put(key, b"%d" % n)
                 mine[key] = b"%d" % n
@@ -372,7 +371,7 @@ def test_threads_hammer_one_database(db: Database) -> None:
             assert dict(db.scan(prefix)) == mine
             assert sum(int(value) for _, value in db.scan("fund/")) == 400
 
-    def move(transaction: Any, source: int, target: int) -> None:
+    def move(source: int, target: int, transaction: Transaction) -> None:
         transaction.increment(f"fund/{source}", -1)
         transaction.increment(f"fund/{target}")
 
@@ -477,9 +476,10 @@ def test_beside_a_daemon(tmp_db: Path) -> None:
 def test_a_dropped_handle_is_told_and_closed(tmp_db: Path) -> None:
     db = Database.open(tmp_db)
     db.put("k", b"v")
+    held = [db]
+    del db
     with pytest.warns(ResourceWarning, match=f"the database {tmp_db} was not closed"):
-        del db
-        gc.collect()
+        held.clear()
     # Closing goes on behind; whoever wants the folder waits for it.
     with Neighbour_of(tmp_db, "open_concurrent") as neighbour:
         assert neighbour.call("get", "k") == "v"
@@ -489,8 +489,8 @@ def test_a_handle_in_a_cycle_is_closed(tmp_db: Path) -> None:
     db = Database.open(tmp_db)
     cycle: dict[str, Any] = {"db": db, "transaction": db.begin_transaction()}
     cycle["cycle"] = cycle
+    del db, cycle
     with pytest.warns(ResourceWarning) as told:
-        del db, cycle
         gc.collect()
     assert sorted(str(warning.message).split()[0] for warning in told) == ["the", "transaction"]
     with Database.open(tmp_db) as db:
@@ -500,9 +500,10 @@ def test_a_handle_in_a_cycle_is_closed(tmp_db: Path) -> None:
 def test_a_dropped_transaction_is_told_and_ends(db: Database) -> None:
     transaction = db.begin_transaction()
     transaction.put("k", b"v")
-    with pytest.warns(ResourceWarning, match=f"transaction {transaction.id} was neither committed nor aborted"):
-        del transaction
-        gc.collect()
+    held, told = [transaction], f"transaction {transaction.id} was neither committed nor aborted"
+    del transaction
+    with pytest.warns(ResourceWarning, match=told):
+        held.clear()
     stats = db.stats()
     assert (stats["active_transactions"], stats["open_snapshots"], stats["transactions_aborted"]) == (0, 0, 1)
     assert db.get("k") is None
@@ -510,21 +511,19 @@ def test_a_dropped_transaction_is_told_and_ends(db: Database) -> None:
 
 def test_the_collector_may_come_while_the_engine_is_locked(db: Database) -> None:
     """A transaction that is collected on a thread inside the engine must not wait for that thread."""
-    done = threading.Event()
+    cycle: dict[str, Any] = {"transaction": db.begin_transaction()}
+    cycle["cycle"] = cycle
+    del cycle
 
     def collect() -> None:
         with db._engine._open_lock:
             gc.collect()
-        done.set()
 
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
     with pytest.warns(ResourceWarning):
-        cycle: dict[str, Any] = {"transaction": db.begin_transaction()}
-        cycle["cycle"] = cycle
-        del cycle
-        thread = threading.Thread(target=collect, daemon=True)
-        thread.start()
-        assert done.wait(SECONDS)
         thread.join(SECONDS)
+    assert not thread.is_alive()
     assert db.stats()["active_transactions"] == 0
 
 
@@ -576,7 +575,6 @@ def test_a_forked_child_is_refused_and_harms_nothing(tmp_db: Path, opened: Any, 
     scan = db.scan()
 
     def child() -> list[str]:
-        nonlocal db, transaction, scan
         told = []
         for action in (
             lambda: db.get("k"),
@@ -605,7 +603,6 @@ def test_a_forked_child_is_refused_and_harms_nothing(tmp_db: Path, opened: Any, 
         with contextlib.suppress(ForkedProcessError):
             transaction.abort()
         db.close()
-        del transaction, scan, db
         gc.collect()
         return told
 

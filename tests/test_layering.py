@@ -20,10 +20,12 @@ import toondb
 import toondb_client
 import toondb_protocol
 import toondb_server
+from toondb import database, pipeline
 from toondb_client.aio import AsyncIpcClient, AsyncTransaction
 from toondb_client.ipc import IpcClient, Transaction
 from toondb_client.pipeline import AsyncPipeline, Pipeline
 from toondb_protocol.query_builder import AsyncQueryBuilder, QueryBuilder
+from toondb_protocol.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES: dict[str, Path] = {
@@ -119,6 +121,10 @@ def test_relative_imports_stay_inside_their_package() -> None:
         "import toondb_client",
         "from toondb import IpcClient, ToonDBError",
         "from toondb_client import IpcClient, Transaction, Row",
+        "from toondb import Change, ChangeKind, Row, Store, connect, errors",
+        "from toondb import PluginRegistry, PythonPlugin, TriggerEvent",
+        "import toondb; dir(toondb)",
+        "import toondb\ntry: toondb.connect('/nowhere/toondb.sock')\nexcept toondb.ConnectionError: pass",
     ],
 )
 def test_an_import_stays_light(statement: str) -> None:
@@ -210,3 +216,43 @@ def test_every_public_method_is_documented(sync: type, aio: type) -> None:
             if inspect.isfunction(function):
                 # Those of a Store are documented there.
                 assert inspect.getdoc(getattr(cls, name)), f"{cls.__name__}.{name} has no docstring"
+
+
+# One contract, every mode
+
+# What a database has that a client has not, and the other way round.
+ONLY_EMBEDDED = {"open", "open_concurrent", "path", "is_concurrent", "read_only", "plugins", "to_toon", "from_toon"}
+ONLY_CLIENT = {"connect"}
+KINDS = [(database.Database, IpcClient), (database.Transaction, Transaction), (pipeline.Pipeline, Pipeline)]
+
+
+@pytest.mark.parametrize(("embedded", "client"), KINDS, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_a_store_has_the_same_methods_in_every_mode(embedded: type, client: type) -> None:
+    here, there = public(embedded), public(client)
+    whole = embedded is database.Database
+    assert here.keys() - there.keys() == (ONLY_EMBEDDED if whole else set())
+    assert there.keys() - here.keys() == (ONLY_CLIENT if whole else set())
+    for name in here.keys() & there.keys():
+        left, right = here[name], there[name]
+        assert type(left) is type(right), name
+        if isinstance(left, property):
+            left, right = left.fget, right.fget
+        assert parameters(left) == parameters(right), name
+        if embedded is not pipeline.Pipeline:  # the methods of a client's pipelines answer Any, for both twins
+            returned = [str(inspect.signature(function).return_annotation) for function in (left, right)]
+            assert returned[0].replace("Database", "IpcClient") == returned[1], name
+
+
+@pytest.mark.parametrize(("embedded", "client"), KINDS, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_every_public_method_of_a_store_is_documented(embedded: type, client: type) -> None:
+    for cls in (embedded, client):
+        for name in public(cls):
+            assert inspect.getdoc(getattr(cls, name)), f"{cls.__name__}.{name} has no docstring"
+
+
+def test_all_stores_are_stores() -> None:
+    for store in (database.Database, database.Transaction, IpcClient, Transaction):
+        assert issubclass(store, Store)
+        assert not inspect.isabstract(store)
+    # An async client has every method of a store, too.
+    assert public(Store).keys() <= public(AsyncIpcClient).keys() & public(AsyncTransaction).keys()

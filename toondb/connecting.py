@@ -43,8 +43,9 @@ def connect(
         DatabaseLockedError: The folder is in use; the error says by whom.
         ConnectionError: No daemon listens on the socket.
     """
+    text = _text(target)
     if mode is None:
-        mode = _mode_of(target)
+        mode = _mode_of(text)
     if mode in ("embedded", "concurrent"):
         from toondb.database import Database
 
@@ -55,19 +56,23 @@ def connect(
         return IpcClient.connect(target, **_ipc_options(config))
     if mode == "grpc":
         raise UnsupportedFeatureError(
-            f"{os.fspath(target)!r} looks like the host and port of a gRPC server, which this version does not have.",
+            f"{text!r} looks like the host and port of a gRPC server, which this version does not have.",
             remediation="Give a folder, a socket, or mode='embedded' when a folder has such a name.",
         )
     raise ConfigurationError(f"mode {mode!r:.60} is unknown; known: {', '.join(MODES)}.")
 
 
-def _mode_of(target: str | os.PathLike[str]) -> str:
+def _text(target: str | os.PathLike[str]) -> str:
     try:
         text = os.fspath(target)
     except TypeError:
         raise ConfigurationError(f"the target must be text or a path, not {type(target).__name__}.") from None
     if not isinstance(text, str):
         raise ConfigurationError(f"the target must be text or a path, not {type(text).__name__}.")
+    return text
+
+
+def _mode_of(text: str) -> str:
     if "://" in text:
         return "ipc"  # which refuses schemes that it does not know
     path = os.path.expanduser(text)

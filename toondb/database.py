@@ -388,7 +388,7 @@ class Database(EmbeddedStore):
     def _watch(self, lsn: int, start: bytes, end: bytes | None, seconds: float | None) -> Iterator[Change]:
         engine = self._engine
         touched = time.monotonic()
-        while not self._closed:
+        while not self.closed:
             before = lsn
             try:
                 changes, lsn = _all(engine.read_changes(lsn, start, end))

@@ -12,7 +12,16 @@ from toondb.engine.environment import Space
 from toondb.engine.transaction import Transaction as EngineTransaction
 from toondb.engine.write_set import Scan
 from toondb.query import PrefixQuery, View
-from toondb_protocol.arguments import Items, ScanRange, answer_by_given, given_keys, integer, pairs_as_dict, ttl_to_ms
+from toondb_protocol.arguments import (
+    Items,
+    ScanRange,
+    answer_by_given,
+    given_keys,
+    integer,
+    new_ttl_ms,
+    pairs_as_dict,
+    ttl_to_ms,
+)
 from toondb_protocol.columns import Columns, given_columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value, prefix_end
 from toondb_protocol.paths import path_key
@@ -148,7 +157,7 @@ class EmbeddedStore(Store):
     def compare_and_set(
         self, key: KeyLike, expected: BytesLike | None, new: BytesLike | None, *, ttl: float | None = None
     ) -> bool:
-        unit = CompareAndSet(as_key(key), value_or_none(expected), value_or_none(new), ms_or_none(ttl))
+        unit = CompareAndSet(as_key(key), value_or_none(expected), value_or_none(new), new_ttl_ms(new, ttl))
         return bool(self._decide(unit))
 
     def increment(self, key: KeyLike, by: int = 1) -> int:

@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from toondb_protocol.arguments import ScanRange, wait_seconds, whole_number
@@ -240,7 +240,7 @@ class AsyncIpcClient(AsyncStore):
             return self._direct.exists(key)
         return await super().exists(key)
 
-    async def get_many(self, keys: Any) -> dict[Any, bytes]:
+    async def get_many(self, keys: Iterable[KeyLike]) -> dict[Any, bytes]:
         """The values of those keys that exist, by the key as given, in the order given."""
         if self._direct is not None:
             return self._direct.get_many(keys)

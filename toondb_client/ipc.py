@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from toondb_protocol.arguments import ScanRange, wait_seconds, whole_number
@@ -251,7 +251,7 @@ class IpcClient(SyncStore):
             return self._direct.exists(key)
         return super().exists(key)
 
-    def get_many(self, keys: Any) -> dict[Any, bytes]:
+    def get_many(self, keys: Iterable[KeyLike]) -> dict[Any, bytes]:
         if self._direct is not None:
             return self._direct.get_many(keys)
         return super().get_many(keys)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from toondb_protocol.arguments import Items, ScanRange, ttl_to_ms
+from toondb_protocol.arguments import Items, ScanRange, new_ttl_ms, ttl_to_ms
 from toondb_protocol.columns import Columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
 from toondb_protocol.paths import path_key
@@ -65,7 +65,7 @@ class SyncStore(Store):
         self, key: KeyLike, expected: BytesLike | None, new: BytesLike | None, *, ttl: float | None = None
     ) -> bool:
         call = calls.compare_and_set(
-            self._txn, as_key(key), value_or_none(expected), value_or_none(new), ms_or_none(ttl)
+            self._txn, as_key(key), value_or_none(expected), value_or_none(new), new_ttl_ms(new, ttl)
         )
         return bool(self._call(call))
 

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
-_MAX_CONTAINERS = 1024
+_MAX_CONTAINERS = 4096
 
 
 class Parked(NamedTuple):

@@ -21,10 +21,12 @@ __all__ = [
     "check_isolation",
     "given_keys",
     "integer",
+    "new_ttl_ms",
     "pairs",
     "pairs_as_dict",
     "scan_range",
     "several",
+    "shown",
     "text",
     "ttl_to_ms",
     "wait_seconds",
@@ -41,6 +43,15 @@ MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1
 
 _MOST = 1 << 62
 _MOST_TTL_MS = 1 << 52
+_MOST_WAIT_SECONDS = 1e12
+
+
+def shown(value: object) -> str:
+    """A value in a message, in 60 characters at the most."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        # Python refuses to write very long ones in decimal.
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value!r:.60}"
 
 
 def whole_number(name: str, value: int, least: int = 0) -> int:
@@ -50,7 +61,7 @@ def whole_number(name: str, value: int, least: int = 0) -> int:
         ValidationError: It is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValidationError(f"{name} must be a number of {least} or more, got {value!r:.60}.")
+        raise ValidationError(f"{name} must be a number of {least} or more, got {shown(value)}.")
     return min(value, _MOST)
 
 
@@ -61,7 +72,7 @@ def integer(name: str, value: int) -> int:
         ValidationError: It is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not MIN_INTEGER <= value <= MAX_INTEGER:
-        raise ValidationError(f"{name} must be an integer of 64 bits, got {value!r:.60}.")
+        raise ValidationError(f"{name} must be an integer of 64 bits, got {shown(value)}.")
     return value
 
 
@@ -89,9 +100,25 @@ def ttl_to_ms(ttl: float) -> int:
     Raises:
         ValidationError: It is not a positive, finite number.
     """
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not math.isfinite(ttl) or ttl <= 0:
-        raise ValidationError(f"ttl must be a positive number of seconds, got {ttl!r:.60}.")
-    return max(1, min(_MOST_TTL_MS, math.ceil(ttl * 1000)))
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl < math.inf:
+        raise ValidationError(f"ttl must be a positive number of seconds, got {shown(ttl)}.")
+    # Cut before it is rounded: a thousandfold of the largest floats is infinite.
+    return max(1, math.ceil(min(_MOST_TTL_MS, ttl * 1000)))
+
+
+def new_ttl_ms(new: object, ttl: float | None) -> int | None:
+    """The time to live of what ``compare_and_set`` stores, in milliseconds, when there is one.
+
+    Raises:
+        ValidationError: See :func:`ttl_to_ms`; also when nothing is stored that could expire.
+    """
+    if ttl is None:
+        return None
+    if new is None:
+        raise ValidationError(
+            "ttl goes with a new value, and new is None, which deletes the key.", remediation="Leave ttl out."
+        )
+    return ttl_to_ms(ttl)
 
 
 def wait_seconds(timeout: float | None) -> float | None:
@@ -102,9 +129,9 @@ def wait_seconds(timeout: float | None) -> float | None:
     """
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or math.isnan(timeout) or timeout < 0:
-        raise ValidationError(f"timeout must be a number of seconds, 0 or more, got {timeout!r:.60}.")
-    return None if math.isinf(timeout) else float(timeout)
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ValidationError(f"timeout must be a number of seconds, 0 or more, got {shown(timeout)}.")
+    return None if timeout > _MOST_WAIT_SECONDS else float(timeout)
 
 
 def check_isolation(isolation: str) -> str:
@@ -163,10 +190,15 @@ def pairs_as_dict(items: Items) -> tuple[dict[bytes, bytes], int]:
     Raises:
         ValidationError: Something is not a pair of key and value.
     """
-    given = items if isinstance(items, (dict, list)) else list(several("items", items))
-    # The usual case of a bulk load is checked without Python code for each item.
+    given: dict[Any, Any] | list[Any]
+    if isinstance(items, Mapping):
+        given = items if isinstance(items, dict) else dict(items)
+    else:
+        given = items if isinstance(items, list) else list(several("items", items))
+    # The usual case of a bulk load is checked without Python code for each item. To dict() a set of two is a pair, too.
+    plain = isinstance(given, dict) or all(issubclass(kind, (tuple, list)) for kind in set(map(type, given)))
     with contextlib.suppress(TypeError, ValueError):
-        found: dict[Any, Any] = dict(given)
+        found: dict[Any, Any] = dict(given) if plain else {}
         if set(map(type, found)) == set(map(type, found.values())) == {bytes}:
             sizes = set(map(len, found))
             if min(sizes) > 0 and max(sizes) <= MAX_KEY_SIZE:

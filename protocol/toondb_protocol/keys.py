@@ -24,9 +24,9 @@ def check_key(key: bytes) -> bytes:
     if 0 < size <= MAX_KEY_SIZE:
         return key
     if size == 0:
-        raise InvalidKeyError("the key is empty")
+        raise InvalidKeyError("the key is empty.")
     raise KeyTooLargeError(
-        f"the key has {size} bytes, the limit is {MAX_KEY_SIZE}",
+        f"the key has {size} bytes, the limit is {MAX_KEY_SIZE}.",
         details={"limit": MAX_KEY_SIZE, "actual": size},
     )
 
@@ -38,10 +38,10 @@ def _as_bytes(value: object, what: str) -> bytes:
         try:
             return value.encode()
         except UnicodeEncodeError:
-            raise InvalidKeyError(f"the {what} {value!r} is not valid Unicode text") from None
+            raise InvalidKeyError(f"the {what} {value!r} is not valid Unicode text.") from None
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
-    raise InvalidKeyError(f"the {what} must be bytes or str, not {type(value).__name__}", remediation="")
+    raise InvalidKeyError(f"the {what} must be bytes or str, not {type(value).__name__}.", remediation="")
 
 
 def as_key(key: KeyLike) -> bytes:
@@ -81,7 +81,7 @@ def as_value(value: BytesLike) -> bytes:
     if isinstance(given, (bytes, bytearray, memoryview)):
         return bytes(given)
     hint = "Encode it first, for example value.encode()." if isinstance(given, str) else "Values are bytes."
-    raise ValidationError(f"the value must be bytes, not {type(given).__name__}", remediation=hint)
+    raise ValidationError(f"the value must be bytes, not {type(given).__name__}.", remediation=hint)
 
 
 def prefix_end(prefix: bytes) -> bytes | None:

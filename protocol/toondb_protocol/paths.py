@@ -18,9 +18,9 @@ def split_path(path: str | Sequence[str]) -> list[str]:
     if isinstance(path, str):
         segments = path.split("/")
     elif isinstance(path, (bytes, bytearray, memoryview)):
-        raise InvalidPathError("a path is text or a list of text segments, not bytes")
+        raise InvalidPathError("a path is text or a list of text segments, not bytes.")
     elif not isinstance(path, Iterable):
-        raise InvalidPathError(f"a path is text or a list of text segments, not {type(path).__name__}")
+        raise InvalidPathError(f"a path is text or a list of text segments, not {type(path).__name__}.")
     else:
         segments = list(path)
     check_segments(segments)
@@ -30,14 +30,14 @@ def split_path(path: str | Sequence[str]) -> list[str]:
 def check_segments(segments: Sequence[str]) -> None:
     """Raise InvalidPathError unless every segment can be part of a path."""
     if not segments:
-        raise InvalidPathError("the path has no segments")
+        raise InvalidPathError("the path has no segments.")
     for segment in segments:
         if not isinstance(segment, str):
-            raise InvalidPathError(f"path segment {segment!r} is not text")
+            raise InvalidPathError(f"path segment {segment!r} is not text.")
         if not segment:
-            raise InvalidPathError(f"the path {'/'.join(map(str, segments))!r} has an empty segment")
+            raise InvalidPathError(f"the path {'/'.join(map(str, segments))!r} has an empty segment.")
         if "/" in segment:
-            raise InvalidPathError(f"path segment {segment!r} contains a slash")
+            raise InvalidPathError(f"path segment {segment!r} contains a slash.")
 
 
 def join_path(segments: Sequence[str]) -> bytes:
@@ -46,7 +46,7 @@ def join_path(segments: Sequence[str]) -> bytes:
     try:
         return "/".join(segments).encode()
     except UnicodeEncodeError:
-        raise InvalidPathError(f"the path {segments!r} is not valid Unicode text") from None
+        raise InvalidPathError(f"the path {segments!r} is not valid Unicode text.") from None
 
 
 def path_key(path: str | Sequence[str]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from .arguments import MAX_INTEGER, MIN_INTEGER, text, whole_number
+from .arguments import MAX_INTEGER, MIN_INTEGER, shown, text, whole_number
 from .errors import ProtocolError, ValidationError
 from .keys import KeyLike, as_prefix
 from .rows import Row, pair_rows
@@ -117,7 +117,7 @@ def _sendable(value: Any, levels: int = _MOST_LEVELS) -> Any:
         return value
     if isinstance(value, int):
         if not MIN_INTEGER <= value <= MAX_INTEGER:
-            raise ValidationError(f"a filter compares with integers of 64 bits, got {value!r:.60}.")
+            raise ValidationError(f"a filter compares with integers of 64 bits, got {shown(value)}.")
         return value
     if isinstance(value, str):
         return text("a name or value in a filter", value)

@@ -254,7 +254,7 @@ When the server stops, it finishes the requests it received, aborts open transac
 | pairs and value lengths in the classic SCAN reply (`u32`) | 4294967295 | ERROR that names the extended form |
 | nesting of msgpack bodies | {depth} levels | `MALFORMED_REQUEST` |
 | msgpack body of a request | 4 MiB | `FRAME_TOO_LARGE` |
-| arrays and maps in a msgpack body | 1024 | `MALFORMED_REQUEST` |
+| arrays and maps in a msgpack body | 4096 | `MALFORMED_REQUEST` |
 | `keys` of one SCAN | 65536 | `MALFORMED_REQUEST` |
 | options of a PUT | text, numbers, bin, bool and nil, no array or map; 64 of them | `MALFORMED_REQUEST` |
 | columns of CREATE_TABLE | 2000 | `VALIDATION` |

@@ -64,7 +64,7 @@ class Store(ABC):
             key: The key.
             expected: The value that it must have; None = it must be absent.
             new: The value to store; None = delete the key.
-            ttl: Seconds after which the new value is gone; None = it stays.
+            ttl: Seconds after which the new value is gone; None = it stays. Not with a delete.
 
         Returns:
             Whether it was stored.

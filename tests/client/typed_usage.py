@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, assert_type
 
+import toondb
+from toondb import Change, Database, Store
+from toondb import Transaction as EmbeddedTransaction
 from toondb_client import AsyncIpcClient, AsyncTransaction, IpcClient, Row, Transaction
 
 
@@ -35,6 +38,12 @@ def sync_client() -> None:
             assert_type(row[0], bytes)
         for pair in client.scan_batched(batch_size=10):
             assert_type(pair, tuple[bytes, bytes])
+        assert_type(client.increment("n"), int)
+        assert_type(client.compare_and_set("k", None, b"v", ttl=5), bool)
+        assert_type(client.expire("k", None), bool)
+        assert_type(client.ttl("k"), float | None)
+        assert_type(client.watch("p", since_lsn=1, timeout=0.5), Iterator[Change])
+        assert_type(client.query("p").where({"price": {"$gt": 1}}, name="a").count(), int)
         with client.transaction() as transaction:
             assert_type(transaction, Transaction)
             assert_type(transaction.get("k"), bytes | None)
@@ -62,6 +71,39 @@ async def async_client() -> None:
             return 1
 
         assert_type(await client.run_transaction(count), int)
+        assert_type(await client.increment("n", 2), int)
+        assert_type(await client.compare_and_set("k", b"a", None), bool)
+        assert_type(await client.ttl("k"), float | None)
+        assert_type(client.watch(), AsyncIterator[Change])
+
+
+def embedded() -> None:
+    with Database.open("path", {"sync_mode": "off"}) as db:
+        assert_type(db, Database)
+        assert_type(db.get("k"), bytes | None)
+        assert_type(db.scan("p"), Iterator[Row])
+        assert_type(db.scan_batched(), Iterator[tuple[bytes, bytes]])
+        assert_type(db.increment("n"), int)
+        assert_type(db.watch(timeout=0), Iterator[Change])
+        assert_type(db.query("p").first(), Row | None)
+        assert_type(db.run_transaction(lambda txn: txn.increment("n")), int)
+        assert_type(db.pipeline().put("k", b"v", ttl=1).increment("n").execute(), list[Any])
+        assert_type(Database.to_toon("t", [{"a": 1}]), str)
+        assert_type(Database.from_toon("t[0]{}:"), tuple[str, list[str], list[dict[str, Any]]])
+        with db.transaction() as transaction:
+            assert_type(transaction, EmbeddedTransaction)
+            assert_type(db.commit(transaction), int)
+        any_mode(db)
+        any_mode(transaction)
+    assert_type(Database.open_concurrent("path"), Database)
+    assert_type(toondb.connect("path"), Database | IpcClient)
+    any_mode(toondb.connect("path"))
+
+
+def any_mode(store: Store) -> None:
+    assert_type(store.get("k"), bytes | None)
+    store.put("k", b"v", ttl=1.5)
+    assert_type(store.get_many(["k"]), dict[Any, bytes])
 
 
 def mistakes(client: IpcClient) -> None:

@@ -78,11 +78,11 @@ class Places:
             return
         errors: list[dict[str, Any]] = []
         with make_runner(mode, errors) as runner:
-            client = blocking_client(runner, self.daemon.socket)
+            blocking = blocking_client(runner, self.daemon.socket)
             try:
-                yield client
+                yield blocking
             finally:
-                client.close()
+                blocking.close()
         assert errors == []
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Another process that has a folder open with ``Database.open_concurrent``: ``python -m tests.contract.neighbour FOLDER``.
+"""Another process that has a folder open: ``python -m tests.contract.neighbour FOLDER open_concurrent``.
 
 It does what it is told, one JSON list of a method and its arguments on a line, and answers each by a line.
 """

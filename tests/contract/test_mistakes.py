@@ -336,7 +336,7 @@ def test_of_a_client(client: Any, as_told_here: dict[str, Any]) -> None:
 def test_after_close(client: Any) -> None:
     transaction = client.begin_transaction()
     scan = client.scan()
-    client.put_many({"%05d" % n: b"x" * 1000 for n in range(2000)})
+    client.put_many({f"{n:05}": b"x" * 1000 for n in range(2000)})
     assert next(scan) == (b"00000", b"x" * 1000)
     client.close()
     scan.close()

@@ -59,8 +59,10 @@ def test_where(products: Any, condition: dict[str, Any], found: str) -> None:
 
 def test_conditions_add_up(products: Any) -> None:
     query = products.query("p/").where({"price": {"$gt": 0}}).where(name="Desk").where().where({}).where(None)
-    assert query.select(["name", "price"]).execute() == str(query.select(["name", "price"])) == (
-        "result[1]{name,price}:Desk,300.5"
+    assert (
+        query.select(["name", "price"]).execute()
+        == str(query.select(["name", "price"]))
+        == ("result[1]{name,price}:Desk,300.5")
     )
     assert products.query("p/").where({"price": {"$gt": 0}}, name="Mouse").count() == 1
     assert products.query("p/").where(name="Mouse", price=999).count() == 0

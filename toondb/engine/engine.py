@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,8 @@ class Engine:
         self._closed = False
         self._close_lock = threading.Lock()
         self._ids = itertools.count(1)
-        self._open: dict[int, Transaction | Snapshot] = {}
+        # Not kept alive by this table: what Ctrl-C takes from whoever had just begun it ends by itself.
+        self._open: weakref.WeakValueDictionary[int, Transaction | Snapshot] = weakref.WeakValueDictionary()
         self._open_lock = threading.Lock()
         self._prune_at = _PRUNE_AT
         # The rest is for point reads, maintenance and direct readers: whoever opens too many stops himself only.
@@ -242,7 +244,11 @@ class Engine:
         It holds a snapshot from its first step until it ends.
         """
         self._check()
-        return read_changes(self._environment, since_lsn, start, end, max_bytes=max_bytes)
+
+        def steps() -> Generator[list[Change], None, int]:
+            return (yield from read_changes(self.snapshot(), since_lsn, start, end, max_bytes=max_bytes))
+
+        return steps()
 
     def wait_for_commit(self, lsn: int, seconds: float) -> None:
         """Wait until there may be a commit after ``lsn``, for so long at the most."""
@@ -268,10 +274,10 @@ class Engine:
                 raise _closed()
             # Closed ones leave here lazily; the table stays as small as what is open.
             if len(self._open) > self._prune_at:
-                self._open = {key: value for key, value in self._open.items() if not _over(value)}
+                self._prune()
                 self._prune_at = max(_PRUNE_AT, 2 * len(self._open))
             if len(self._open) >= self._most_open:
-                self._open = {key: value for key, value in self._open.items() if not _over(value)}
+                self._prune()
                 if len(self._open) >= self._most_open:
                     snapshot.close()
                     raise DatabaseError(
@@ -280,6 +286,9 @@ class Engine:
                         details={"limit": self._most_open},
                     )
             self._open[key] = item
+
+    def _prune(self) -> None:
+        self._open = weakref.WeakValueDictionary({key: item for key, item in self._open.items() if not _over(item)})
 
     def scan(
         self,
@@ -569,7 +578,8 @@ class Engine:
                 self._writer.close()
             with self._open_lock:
                 self._closed = True
-                open_now, self._open = list(self._open.values()), {}
+                open_now = list(self._open.values())
+                self._open.clear()
             ended = DatabaseClosedError("the database was closed.")
             for item in open_now:
                 if not isinstance(item, Transaction):

@@ -120,6 +120,23 @@ class Snapshot:
             yield key, raw
 
     @property
+    def environment(self) -> Environment:
+        """The open environment."""
+        return self._environment
+
+    def view(self) -> Any:
+        """The LMDB transaction, for what reads other sub-databases on the thread that may end it.
+
+        Raises:
+            SnapshotExpiredError, DatabaseClosedError: It is gone.
+        """
+        if self._environment.forked:
+            raise self._environment.forked_error()
+        if self._txn is None:
+            raise self._over()
+        return self._txn
+
+    @property
     def closed(self) -> bool:
         return self._txn is None
 
