@@ -34,6 +34,7 @@ from toondb.engine.environment import prepare_folder
 from toondb.engine.options import Access, EngineOptions, Isolation
 from toondb.engine.transaction import State
 from toondb.engine.transaction import Transaction as EngineTransaction
+from toondb.interrupts import finished
 from toondb.pipeline import Pipeline, PipelineWrite
 from toondb_protocol.arguments import (
     Items,
@@ -209,7 +210,7 @@ class Database(EmbeddedStore):
             DatabaseNotFoundError: There is none, and ``create_if_missing`` is False.
             CorruptionError, StorageError: Its files cannot be used.
         """
-        return cls(*_share(path, engine_options(config), concurrent=False))
+        return cls._opened(path, engine_options(config), concurrent=False)
 
     @classmethod
     def open_concurrent(cls, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> Database:
@@ -227,7 +228,11 @@ class Database(EmbeddedStore):
             DatabaseLockedError: An exclusive owner stayed.
             ConfigurationError, DatabaseNotFoundError, CorruptionError, StorageError: See :meth:`open`.
         """
-        return cls(*_share(path, engine_options(config), concurrent=True))
+        return cls._opened(path, engine_options(config), concurrent=True)
+
+    @classmethod
+    def _opened(cls, path: str | os.PathLike[str], options: EngineOptions, *, concurrent: bool) -> Database:
+        return finished(lambda: cls(*_share(path, options, concurrent=concurrent)), cls.close)
 
     @staticmethod
     def to_toon(
@@ -297,7 +302,8 @@ class Database(EmbeddedStore):
     def delete_path(self, path: str | Sequence[str], *, recursive: bool = False) -> None:
         key = as_key(path_key(path))
         if recursive:
-            self._atomically(lambda transaction: delete_below(transaction, key))
+            # Not blind: what is below it was read, and another commit there must be deleted as a whole or not at all.
+            self.run_transaction(lambda transaction: delete_below(transaction._inner, key))
         else:
             self._write([(key, None)])
 
@@ -393,9 +399,7 @@ class Database(EmbeddedStore):
             try:
                 changes, lsn = _all(engine.read_changes(lsn, start, end))
             except DatabaseClosedError:
-                if self._closed:
-                    return
-                raise
+                return  # by its owner, or by the end of the process
             if changes:
                 yield from changes
                 touched = time.monotonic()
@@ -498,8 +502,11 @@ class Database(EmbeddedStore):
         Raises:
             StorageError: Writes that were acknowledged in a lazy sync mode could not be synced. It is closed.
         """
-        if self._engine.environment.forked:
+        if self._engine.environment.forked or self._closed:
             return
+        finished(self._close)
+
+    def _close(self) -> None:
         with self._close_lock:
             if self._closed:
                 return
@@ -566,9 +573,10 @@ class Transaction(TransactionStore):
     _open: ClassVar[weakref.WeakValueDictionary[tuple[int, int], Transaction]] = weakref.WeakValueDictionary()
 
     def __init__(self, engine: Engine, inner: EngineTransaction, token: object) -> None:
-        super().__init__(inner, engine)
+        # First what __del__ needs: Ctrl-C may come between any two of these.
         self._engine = engine
         self._token = token
+        super().__init__(inner, engine)
         self._open[id(engine), inner.id] = self
 
     @classmethod

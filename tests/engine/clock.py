@@ -28,4 +28,4 @@ class Clock:
         self.now = 1_800_000_000_000
         for module in _MODULES:
             patch.setattr(module, "now_ms", lambda: self.now)
-        patch.setattr(Writer, "_reclaim", lambda _: False)
+        patch.setattr(Writer, "_reclaim", lambda _: 60.0)

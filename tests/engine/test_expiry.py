@@ -317,14 +317,14 @@ def test_check_compares_the_index_with_the_records(engine: Engine, clock: Clock,
 
 
 def test_reclaim_deletes_in_batches_and_says_so(engine: Engine, clock: Clock) -> None:
-    count = 2 * write_batch._RECLAIMED_AT_ONCE + 7
+    count = 2 * write_batch.RECLAIMED_AT_ONCE + 7
     engine.write([(b"%05d" % n, Expiring(b"v", clock.now + 1 + n % 2)) for n in range(count)])
     clock.now += 1
     since = engine.checkpoint()
     unit = Reclaim()
     assert engine.write([unit]) == [since + 1]
     assert unit.unfinished
-    assert engine.stats()["keys_count"] == count - write_batch._RECLAIMED_AT_ONCE
+    assert engine.stats()["keys_count"] == count - write_batch.RECLAIMED_AT_ONCE
     unit = Reclaim()
     assert engine.write([unit]) == [since + 2]
     assert not unit.unfinished

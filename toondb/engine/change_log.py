@@ -127,10 +127,20 @@ def _write_one(environment: Environment, txn: Any, lsn: int, key: bytes, value: 
     _put_part(environment, txn, _KEY.pack(lsn, 0), entry)
 
 
-def _put_part(environment: Environment, txn: Any, log_key: bytes, entries: bytes) -> None:
+def _put_part(environment: Environment, txn: Any, log_key: bytes, entries: bytes) -> bool:
     checksum = crc32(entries, crc32(log_key)).to_bytes(_CHECKSUM_SIZE, "little")
-    txn.put(log_key, checksum + entries, db=environment.changes, append=True)
+    if not txn.put(log_key, checksum + entries, db=environment.changes, append=True):
+        # A damaged log has a later commit. Whoever watches must not miss this one without being told.
+        _forget_all(environment, txn, int.from_bytes(log_key[: _LSN.size], "big"))
+        return False
     environment.unchecked_history += len(entries)
+    return True
+
+
+def _forget_all(environment: Environment, txn: Any, lsn: int) -> None:
+    """There is no history up to the commit ``lsn``."""
+    txn.drop(environment.changes, delete=False)
+    txn.put(META_CHANGES_FROM, _LSN.pack(lsn), db=environment.meta)
 
 
 class _Part:
@@ -155,11 +165,11 @@ class _Part:
         self._entries, self._size = [], 0
         self._written += len(entries)
         if self._written > self._most:
-            # This commit alone would push out nearly everything: there is no history up to it.
-            self._txn.drop(self._environment.changes, delete=False)
-            self._txn.put(META_CHANGES_FROM, _LSN.pack(self._lsn), db=self._environment.meta)
+            # This commit alone would push out nearly everything.
+            _forget_all(self._environment, self._txn, self._lsn)
             return
-        _put_part(self._environment, self._txn, _KEY.pack(self._lsn, self._number), entries)
+        if not _put_part(self._environment, self._txn, _KEY.pack(self._lsn, self._number), entries):
+            self._written = self._most + 1
         self._number += 1
 
 
@@ -173,10 +183,11 @@ def is_intact(key: bytes, value: bytes) -> bool:
 def trim(environment: Environment, txn: Any) -> None:
     """Delete the oldest commits of the log when it is over its bound, which is looked at now and then.
 
-    A few at a time: the log shrinks a little faster than commits of that size let it grow, so no single commit
-    waits for long.
+    A few at a time, and never less than was logged: the log shrinks a little faster than commits let it grow, and
+    no commit waits for much longer than it took itself.
     """
-    if environment.unchecked_history < environment.history_bytes // _CHECKS_PER_HISTORY:
+    logged = environment.unchecked_history
+    if logged < environment.history_bytes // _CHECKS_PER_HISTORY:
         return
     environment.unchecked_history = 0
     stat = txn.stat(environment.changes)
@@ -190,11 +201,13 @@ def trim(environment: Environment, txn: Any) -> None:
     while found:
         log_key, entries = cursor.item()
         lsn = int.from_bytes(log_key[: _LSN.size], "big")
-        if (left <= 0 or surplus <= 0) and lsn != last:
+        if ((left <= 0 and logged <= 0) or surplus <= 0) and lsn != last:
             break
         last = lsn
         left -= 1
-        surplus -= _room(len(log_key) + len(entries), stat["psize"])
+        room = _room(len(log_key) + len(entries), stat["psize"])
+        surplus -= room
+        logged -= room
         found = cursor.delete() and bool(cursor.key())
     if last is not None:
         txn.put(META_CHANGES_FROM, _LSN.pack(last), db=environment.meta)
@@ -216,6 +229,8 @@ def _bytes(stat: dict[str, int]) -> int:
 def changes_from(environment: Environment, txn: Any) -> int:
     """The LSN after which the log is complete, as an LMDB transaction sees it."""
     raw = txn.get(META_CHANGES_FROM, db=environment.meta)
+    if raw is not None and len(raw) != _LSN.size:
+        raise CorruptionError(f"the begin of the change log is damaged: it has {len(raw)} bytes.")
     lsn: int = _LSN.unpack(raw)[0] if raw else 0
     return lsn
 
@@ -242,21 +257,24 @@ def read_changes(
         ValidationError: ``since_lsn`` is after the newest commit.
         CorruptionError: What is there of the log is not what was written.
     """
-    environment, view, newest = snapshot.environment, snapshot.view(), snapshot.lsn
+    environment, newest = snapshot.environment, snapshot.lsn
     try:
-        if since_lsn is None or since_lsn == newest:
-            return newest
-        _check_since(environment, view, since_lsn, newest)
-        steps = _read(environment, view, since_lsn, newest, start, end, max_bytes)
+        # Each step under the lock of the snapshot: whoever closes the database or ends what is idle must not take a
+        # transaction away that LMDB is reading in.
+        with snapshot.reading() as view:
+            if since_lsn is None or since_lsn == newest:
+                return newest
+            _check_since(environment, view, since_lsn, newest)
+            steps = _read(environment, view, since_lsn, newest, start, end, max_bytes)
         while True:
-            try:
-                step = next(steps)
-            except StopIteration as stop:
-                upto: int = stop.value
-                return upto
-            yield step
-            snapshot.view()  # or say that it has expired
+            with snapshot.reading():
+                try:
+                    step = next(steps)
+                except StopIteration as stop:
+                    upto: int = stop.value
+                    return upto
             snapshot.touched_at = time.monotonic()
+            yield step
     except lmdb.Error as error:
         raise storage_error(error, "reading changes") from None
     finally:

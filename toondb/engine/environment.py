@@ -208,7 +208,8 @@ class Environment:
         self.folder = folder
         self.sync_mode = options.sync_mode
         self.history_bytes = options.change_history_bytes
-        self.unchecked_history = self.history_bytes
+        # So that the first commit looks at what the processes before this one have left.
+        self.unchecked_history = self.history_bytes // 64
         self.shared = access is not Access.EXCLUSIVE
         read_only = access is Access.READ
         self.forked = False

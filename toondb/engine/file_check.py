@@ -10,7 +10,8 @@ for an undamaged file:
 - every value in the sub-databases ``kv`` and ``catalog`` is a record with a correct checksum and an LSN that
   is not after the LSN of the store;
 - the index ``expiry`` has an entry for each record that expires, and no other;
-- every part of the change log has a correct checksum.
+- every part of the change log has a correct checksum, and is of a commit that the log is said to have;
+- the format record can be read, and every sub-database of that format is there.
 
 It costs one read per page, memory of one byte per page plus the largest value, and never more time than a
 file of that size can need, whatever is in it: a page is read once.
@@ -33,6 +34,7 @@ from sys import byteorder
 from typing import Any, Final
 
 import lmdb
+import msgpack
 
 from toondb.engine import pages
 from toondb.engine.change_log import is_intact
@@ -45,7 +47,9 @@ from toondb_protocol.record import (
     CHANGES_DATABASE,
     EXPIRY_DATABASE,
     KV_DATABASE,
+    META_CHANGES_FROM,
     META_DATABASE,
+    META_FORMAT,
     META_LSN,
     decode_record,
 )
@@ -56,7 +60,9 @@ DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
 _U64 = Struct("<Q")
 _OURS: Final = (KV_DATABASE, CATALOG_DATABASE, META_DATABASE, EXPIRY_DATABASE, CHANGES_DATABASE)
+_OURS_V1: Final = (KV_DATABASE, CATALOG_DATABASE, META_DATABASE)
 _EXPIRY_KEY_SIZE: Final = 24
+_CHANGE_KEY_SIZE: Final = 12
 _PIN_ATTEMPTS: Final = 20_000
 # Pages at the end of the file that were allocated and freed in one transaction are never written, so the file
 # may end before its last page; more than this many (64 GiB at 4 KiB) is a damaged number, not a free list.
@@ -282,6 +288,8 @@ class _Check:
         self._expiring = self._indexed = 0
         # Sums of the index keys that should be there, and that are: equal when the two sets are, in any order.
         self._expiring_sum = self._indexed_sum = 0
+        self._format: dict[str, Any] | None = None
+        self._changes_from = 0
 
     def run(self, meta: Meta, *, live: bool) -> None:
         report, ledger = self._report, self._ledger
@@ -402,18 +410,36 @@ class _Check:
             if self._expiring == self._indexed:
                 text = "the index of the records that expire has other keys or times than the records"
             self.damage("expiry", text, database="expiry")
+        found = {key for key, _ in self._trees}
+        if CHANGES_DATABASE in found and self._format is None and not report.damages:
+            self.damage("format", "the format record is missing in the sub-database 'meta'", database="meta")
+        if self._format is not None:
+            needed = _OURS if self._format.get("version") != 1 else _OURS_V1
+            for name in sorted(map(_database_name, set(needed) - found)):
+                self.damage("tree", f"the sub-database {name!r} is missing", database="main")
         if report.lsn is None and report.records:
             self.damage("lsn", "there are records but no LSN in the sub-database 'meta'", database="meta")
-        if report.lsn and all(key != KV_DATABASE for key, _ in self._trees):
+        if self._format is None and report.lsn and KV_DATABASE not in found:
             self.damage("tree", f"the store is at LSN {report.lsn} but has no sub-database 'kv'", database="main")
 
     def _meta_entry(self, key: bytes, value: bytes) -> None:
-        if key != META_LSN:
-            return
-        if len(value) != 8:
-            self.damage("lsn", f"the LSN of the store has {len(value)} bytes instead of 8", database="meta", key=key)
-        else:
-            self._report.lsn = _U64.unpack(value)[0]
+        if key == META_FORMAT:
+            try:
+                form = msgpack.unpackb(value)
+            except (ValueError, msgpack.UnpackException):
+                form = None
+            self._format = form if isinstance(form, dict) else {}
+            if not isinstance(self._format.get("version"), int):
+                self.damage("format", "the format record cannot be read", database="meta", key=key)
+        elif key in (META_LSN, META_CHANGES_FROM):
+            what = "LSN of the store" if key == META_LSN else "begin of the change log"
+            if len(value) != 8:
+                text = f"the {what} has {len(value)} bytes instead of 8"
+                self.damage("lsn", text, database="meta", key=key)
+            elif key == META_LSN:
+                self._report.lsn = _U64.unpack(value)[0]
+            else:
+                self._changes_from = _U64.unpack(value)[0]
 
     def _expiry_entry(self, key: bytes, value: bytes) -> None:
         self._indexed += 1
@@ -424,6 +450,11 @@ class _Check:
     def _change_entry(self, key: bytes, value: bytes) -> None:
         if not is_intact(key, value):
             text = f"{key_text(key)}: the checksum of this part of the change log is wrong"
+            self.damage("changes", text, database="changes", key=key)
+            return
+        lsn, newest = int.from_bytes(key[:8]), self._report.lsn
+        if len(key) != _CHANGE_KEY_SIZE or lsn <= self._changes_from or (newest is not None and lsn > newest):
+            text = f"{key_text(key)}: it is no part of a commit between {self._changes_from} and {newest}"
             self.damage("changes", text, database="changes", key=key)
 
     def _record_entry(self, name: str) -> Callable[[bytes, bytes], None]:

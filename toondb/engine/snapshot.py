@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 import time
@@ -124,17 +125,19 @@ class Snapshot:
         """The open environment."""
         return self._environment
 
-    def view(self) -> Any:
-        """The LMDB transaction, for what reads other sub-databases on the thread that may end it.
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Any]:
+        """The LMDB transaction, for what reads other sub-databases; nobody can end it until the block does.
 
         Raises:
             SnapshotExpiredError, DatabaseClosedError: It is gone.
         """
         if self._environment.forked:
             raise self._environment.forked_error()
-        if self._txn is None:
-            raise self._over()
-        return self._txn
+        with self._lock:
+            if self._txn is None:
+                raise self._over()
+            yield self._txn
 
     @property
     def closed(self) -> bool:

@@ -18,9 +18,9 @@ from toondb_protocol.record import Expiring, decode_expiry, encode_record, encod
 from . import change_log
 from .environment import Environment, Space
 
-__all__ = ["Reclaim", "WriteBatch", "expiry_key"]
+__all__ = ["RECLAIMED_AT_ONCE", "Reclaim", "WriteBatch", "expiry_key"]
 
-_RECLAIMED_AT_ONCE = 1000
+RECLAIMED_AT_ONCE = 1000
 _PLAIN: Final[set[type]] = {bytes}
 
 
@@ -178,23 +178,27 @@ class WriteBatch:
 class Reclaim:
     """A unit for the writer: deletes records that have expired.
 
+    Args:
+        limit: How many at the most.
+
     Attributes:
         deleted: How many it looked at; at its limit there may be more.
         written_keys: The keys that it deleted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = RECLAIMED_AT_ONCE) -> None:
+        self._limit = limit
         self.deleted = 0
         self.written_keys: list[bytes] = []
 
     @property
     def unfinished(self) -> bool:
         """Whether it stopped at its limit."""
-        return self.deleted >= _RECLAIMED_AT_ONCE
+        return self.deleted >= self._limit
 
     def apply(self, batch: WriteBatch, lsn: int) -> int:
         """Delete some of them, as one commit."""
-        expired = list(batch.expired_keys(_RECLAIMED_AT_ONCE))
+        expired = list(batch.expired_keys(self._limit))
         self.deleted = len(expired)
         self.written_keys = [key for key, expires in expired if batch.reclaim(key, expires, lsn + 1)]
         return lsn + bool(expired)

@@ -30,7 +30,7 @@ from toondb_protocol.record import META_LSN
 from .environment import Environment, disk_full, storage_error
 from .options import SyncMode
 from .snapshot import read_lsn
-from .write_batch import Reclaim, WriteBatch
+from .write_batch import RECLAIMED_AT_ONCE, Reclaim, WriteBatch
 
 __all__ = ["Checkpoint", "Unit", "WriteRequest", "Writer"]
 
@@ -128,6 +128,7 @@ class Writer:
         self._closing = False
         self._ended: ToonDBError | None = None
         self._taken: list[WriteRequest] = []
+        self._reclaimed_at_once = RECLAIMED_AT_ONCE
         # A predecessor in another sync mode may have left commits that the device does not have.
         self._unsynced = True
         self.commits = 0
@@ -235,34 +236,45 @@ class Writer:
                     if self._unsynced and self.failed is None:
                         self._sync()
                 flush_at = now + _FLUSH_SECONDS
-            if now >= reclaim_at:
-                reclaim_at = now + (_RECLAIM_SECONDS if self._reclaim() else _TIDY_SECONDS)
+            if now >= reclaim_at and not stop:
+                pause = self._reclaim()
+                reclaim_at = time.monotonic() + pause
             if now >= tidy_at:
                 # Reader slots of killed processes would keep old pages for ever.
                 with contextlib.suppress(lmdb.Error):
                     self._environment.lmdb.reader_check()
                 tidy_at = now + _TIDY_SECONDS
 
-    def _reclaim(self) -> bool:
-        """Delete records that have expired, as far as nobody waits for longer; whether any record expires at all."""
+    def _reclaim(self) -> float:
+        """Delete some of the records that have expired; in how many seconds to go on with it."""
         environment = self._environment
         try:
             view = environment.begin_view()
         except ToonDBError:
-            return False
+            return _TIDY_SECONDS
         try:
             expiring = environment.has_expiring(view)
         except lmdb.Error:
-            return False
+            return _TIDY_SECONDS
         finally:
             environment.end_view(view)
-        while expiring and self.failed is None and self._queue.empty():
-            unit = Reclaim()
-            with self._turn:
-                self._results([unit])
-            if not unit.unfinished:
-                break
-        return expiring
+        if not expiring or self.failed is not None:
+            return _TIDY_SECONDS
+        began = time.monotonic()
+        unit = Reclaim(self._reclaimed_at_once)
+        with self._turn:
+            result = self._results([unit])[0]
+        if isinstance(result, ToonDBError):
+            # A store that is full may have the room to delete a few, which makes room for more.
+            if self._reclaimed_at_once > 1:
+                self._reclaimed_at_once = max(1, self._reclaimed_at_once // 8)
+                return 0.0
+        elif unit.unfinished:
+            # Those who wait get half of the time, not all of it: a store that is never idle would
+            # keep for ever what has expired, which is as much as is put with a time to live.
+            return 0.0 if self._queue.empty() else time.monotonic() - began
+        self._reclaimed_at_once = RECLAIMED_AT_ONCE
+        return _RECLAIM_SECONDS
 
     def _take(self, timeout: float) -> bool:
         """Take what is waiting, or wait for something; whether the end mark was met."""
