@@ -20,7 +20,6 @@ from toondb.embedded import (
     TransactionStore,
     answer_query,
     check_ttl,
-    delete_below,
     make_schema,
     pairs_of,
     put_pairs,
@@ -28,7 +27,7 @@ from toondb.embedded import (
     timed,
 )
 from toondb.engine.catalog import CreateTable
-from toondb.engine.conditional import Conditional
+from toondb.engine.conditional import Conditional, DeleteTree
 from toondb.engine.engine import Engine
 from toondb.engine.environment import prepare_folder
 from toondb.engine.options import Access, EngineOptions, Isolation
@@ -302,8 +301,8 @@ class Database(EmbeddedStore):
     def delete_path(self, path: str | Sequence[str], *, recursive: bool = False) -> None:
         key = as_key(path_key(path))
         if recursive:
-            # Not blind: what is below it was read, and another commit there must be deleted as a whole or not at all.
-            self.run_transaction(lambda transaction: delete_below(transaction._inner, key))
+            # Decided by the writer: a commit beside it is deleted as a whole, or comes after it as a whole.
+            self._write([DeleteTree(key)])
         else:
             self._write([(key, None)])
 

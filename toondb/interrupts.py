@@ -7,6 +7,7 @@ would leave the folder locked by nobody who could close it, and so would a close
 from __future__ import annotations
 
 import threading
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -27,63 +28,66 @@ def finished(work: Callable[[], T], undo: Callable[[T], object] | None = None) -
     Returns:
         What ``work`` returned; what it raised is raised.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.get_ident() != threading.main_thread().ident:
         return work()
-    thread = _Work(work, undo)
+    job = _Job(work, undo)
     try:
         try:
-            thread.start()
+            # Not a Thread of threading, which is Python code: cut in the middle it may never start, or never end.
+            start_new_thread(job.run, ())
         except RuntimeError:
             # The interpreter is ending, or there are no more threads to be had.
             return work()
-        thread.join()
+        job.ended.acquire()
     except BaseException:
-        thread.abandon()
+        job.abandon()
         raise
-    return thread.take()
+    return job.take()
 
 
-class _Work(threading.Thread, Generic[T]):
-    """The work, its outcome, and whether anybody still waits for it."""
+class _Job(Generic[T]):
+    """The work, its outcome, and whether anybody still waits for it.
+
+    Attributes:
+        ended: Released when there is an outcome.
+    """
 
     def __init__(self, work: Callable[[], T], undo: Callable[[T], object] | None) -> None:
-        # At the end of the process nobody waits for it: what is open then is closed by its owner.
-        super().__init__(name="toondb-finish", daemon=True)
         self._work, self._undo = work, undo
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
+        self.ended = allocate_lock()
+        self.ended.acquire()
         self._abandoned = False
         self._results: list[T] = []
-        self._error: BaseException | None = None
+        self._errors: list[BaseException] = []
 
     def run(self) -> None:
+        """Do the work; the target of a thread."""
         try:
             result = self._work()
+            with self._lock:
+                lost = self._abandoned
+                if not lost:
+                    self._results.append(result)
+            if lost and self._undo is not None:
+                self._undo(result)
         except BaseException as error:
-            self._error = error
-            return
-        with self._lock:
-            if not self._abandoned:
-                self._results.append(result)
-                return
-        self._drop(result)
+            self._errors.append(error)
+        finally:
+            self.ended.release()
 
     def take(self) -> T:
-        """The outcome, once the thread has ended."""
-        if self._error is not None:
-            try:
-                raise self._error
-            finally:
-                self._error = None  # else it would hold itself, through the frames of its traceback
+        """The outcome, once the work has ended."""
+        if self._errors:
+            raise self._errors.pop()
         return self._results.pop()
 
     def abandon(self) -> None:
         """Nobody takes the outcome any more."""
         with self._lock:
             self._abandoned = True
-            results, self._results = self._results, []
-        for result in results:
-            self._drop(result)
-
-    def _drop(self, result: T) -> None:
-        if self._undo is not None:
-            self._undo(result)
+        # Nothing is put there from now on.
+        while self._results:
+            result = self._results.pop()
+            if self._undo is not None:
+                self._undo(result)

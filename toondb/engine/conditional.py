@@ -13,12 +13,15 @@ from typing import Any, Final
 
 from toondb_protocol.arguments import MAX_INTEGER, MIN_INTEGER
 from toondb_protocol.errors import ValidationError
-from toondb_protocol.record import Expiring, decode_expiry, live_value, now_ms
+from toondb_protocol.keys import prefix_end
+from toondb_protocol.record import MAX_KEY_SIZE, Expiring, decode_expiry, live_value, now_ms
 
+from .environment import Space
+from .snapshot import records
 from .transaction import Transaction
 from .write_batch import WriteBatch
 
-__all__ = ["CompareAndSet", "Conditional", "Expire", "Increment", "PutFor", "expires_in"]
+__all__ = ["CompareAndSet", "Conditional", "DeleteTree", "Expire", "Increment", "PutFor", "expires_in"]
 
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
 
@@ -143,3 +146,28 @@ class Expire(Conditional):
         if expires_ms is None and self._ttl_ms is None:
             return KEEP, True
         return expires_in(value, self._ttl_ms), True
+
+
+class DeleteTree:
+    """A unit of the writer: deletes the key of a path and every key below it, as one commit.
+
+    Attributes:
+        written_keys: The keys that it deleted.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self.written_keys: list[bytes] = []
+
+    def apply(self, batch: WriteBatch, lsn: int) -> int:
+        """Delete what is there in the newest commit."""
+        names = [self._key]
+        start = self._key + b"/"
+        end = prefix_end(start)
+        if len(start) < MAX_KEY_SIZE:  # or no key can be below it
+            for name, _ in records(batch.txn, batch.database(Space.KV), start, end, values=False):
+                if end is not None and name >= end:
+                    break
+                names.append(name)
+        self.written_keys = [name for name in names if batch.delete(name, lsn + 1)]
+        return lsn + bool(self.written_keys)

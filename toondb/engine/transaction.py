@@ -19,7 +19,7 @@ from toondb_protocol.errors import (
     ValidationError,
 )
 from toondb_protocol.keys import check_key
-from toondb_protocol.record import HEADER_SIZE, Expiring, decode_expiry, decode_lsn, live_value, now_ms
+from toondb_protocol.record import HEADER_SIZE, RECORD_V1, Expiring, decode_expiry, decode_lsn, live_value, now_ms
 
 from .environment import Environment, Space
 from .options import Isolation
@@ -134,7 +134,11 @@ class Transaction:
         raw = self.snapshot.record(space, key)
         if self._points is not None:
             self._points.add((space, key))
-        return live_value(raw)
+        value = live_value(raw)
+        if value is not None and raw[0] != RECORD_V1:  # type: ignore[index]
+            # When the clock was set back, it sees what had expired when it began; validation must know.
+            self._began_ms = min(self._began_ms, now_ms())
+        return value
 
     def get_with_expiry(self, key: bytes) -> tuple[bytes | None, int | None]:
         """The value of a key as this transaction sees it, and when it expires (milliseconds since 1970 UTC)."""
@@ -163,6 +167,7 @@ class Transaction:
         """
         self._check_active()
         now = now_ms() if now is None else now
+        self._began_ms = min(self._began_ms, now)  # see get()
         base: Scan = SnapshotScan(self.snapshot, space, start, end, reverse=reverse, values=values, now=now)
         changes = self.writes[space].range(start, end)
         if changes:

@@ -72,6 +72,10 @@ class WriteBatch:
         raw: bytes | None = self.txn.get(key, db=self._environment.spaces[space])
         return raw
 
+    def database(self, space: Space) -> Any:
+        """The handle of a space, for scans of ``txn``."""
+        return self._environment.spaces[space]
+
     def put(self, key: bytes, value: bytes, lsn: int) -> None:
         """Write a key's value as part of the commit ``lsn``."""
         if lsn != self._lsn:
