@@ -22,6 +22,10 @@ whether the store is embedded or behind a socket::
     │   │   ├── StorageFullError        map full, disk full or quota reached
     │   │   └── CorruptionError         damage found in the files
     │   ├── TableExistsError
+    │   ├── SqlError                    a statement cannot be run, or failed
+    │   │   ├── SqlConstraintError      it breaks a constraint
+    │   │   ├── SqlForbiddenError       it asks for what SQL may not do here
+    │   │   └── SqlInterruptedError     it ran for too long, or was stopped
     │   ├── HistoryTrimmedError         a watch asks for changes that are no longer kept
     │   └── UnsupportedFeatureError
     ├── TransactionError
@@ -101,6 +105,10 @@ __all__ = [
     "ProtocolError",
     "SnapshotExpiredError",
     "SplitBrainError",
+    "SqlConstraintError",
+    "SqlError",
+    "SqlForbiddenError",
+    "SqlInterruptedError",
     "StorageError",
     "StorageFullError",
     "TableExistsError",
@@ -146,6 +154,10 @@ class ErrorCode(StrEnum):
     CORRUPTION = "CORRUPTION"
     TABLE_EXISTS = "TABLE_EXISTS"
     HISTORY_TRIMMED = "HISTORY_TRIMMED"
+    SQL = "SQL"
+    SQL_CONSTRAINT = "SQL_CONSTRAINT"
+    SQL_FORBIDDEN = "SQL_FORBIDDEN"
+    SQL_INTERRUPTED = "SQL_INTERRUPTED"
     UNSUPPORTED = "UNSUPPORTED"
     TRANSACTION = "TRANSACTION"
     TRANSACTION_CONFLICT = "TRANSACTION_CONFLICT"
@@ -397,6 +409,34 @@ class TableExistsError(DatabaseError):
 
     code = ErrorCode.TABLE_EXISTS
     default_remediation = "Choose another name."
+
+
+class SqlError(DatabaseError):
+    """A SQL statement cannot be run, or failed. Nothing of it was kept; a transaction around it goes on."""
+
+    code = ErrorCode.SQL
+    default_remediation = "Correct the statement."
+
+
+class SqlConstraintError(SqlError):
+    """A SQL statement breaks a constraint: UNIQUE, NOT NULL, CHECK, a key or a foreign key."""
+
+    code = ErrorCode.SQL_CONSTRAINT
+    default_remediation = "Change the values, or what the statement does on a conflict."
+
+
+class SqlForbiddenError(SqlError):
+    """A SQL statement asks for something that is not allowed here."""
+
+    code = ErrorCode.SQL_FORBIDDEN
+    default_remediation = ""
+
+
+class SqlInterruptedError(SqlError):
+    """A SQL statement was stopped before its end."""
+
+    code = ErrorCode.SQL_INTERRUPTED
+    default_remediation = "Make it do less, add an index, or allow it more time."
 
 
 class HistoryTrimmedError(DatabaseError):

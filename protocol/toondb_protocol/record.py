@@ -44,6 +44,7 @@ __all__ = [
     "META_FORMAT",
     "META_LSN",
     "RECORD_V1",
+    "SQL_DATABASE",
     "Expiring",
     "Record",
     "decode_expiry",
@@ -61,6 +62,7 @@ FORMAT_VERSION = 2
 KV_DATABASE = b"kv"
 META_DATABASE = b"meta"
 CATALOG_DATABASE = b"catalog"
+SQL_DATABASE = b"sql"
 EXPIRY_DATABASE = b"expiry"
 CHANGES_DATABASE = b"changes"
 META_FORMAT = b"format"

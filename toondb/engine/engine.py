@@ -265,6 +265,13 @@ class Engine:
         self._register(next(self._ids), snapshot, snapshot)
         return snapshot
 
+    def private_snapshot(self) -> Snapshot:
+        """A read view that its owner closes and that never expires."""
+        self._check()
+        snapshot = Snapshot(self._environment)
+        self._environment.seen(snapshot.lsn)
+        return snapshot
+
     def _register(self, key: int, item: Transaction | Snapshot, snapshot: Snapshot) -> None:
         self._environment.seen(snapshot.lsn)
         with self._open_lock:
@@ -343,6 +350,7 @@ class Engine:
             StorageError: It could not be stored; it is over.
         """
         self._check()
+        transaction.flush()
         done = self.commit_read_only(transaction)
         if done is not None:
             return done
@@ -384,7 +392,7 @@ class Engine:
             return None
         transaction.start_commit()
         lsn = transaction.snapshot.lsn
-        transaction.committed()
+        transaction.committed(lsn)
         self._forget(transaction)
         return lsn
 
@@ -395,7 +403,7 @@ class Engine:
                 self.transactions_aborted += 1
                 self.conflicts += isinstance(result, TransactionConflictError)
         else:
-            transaction.committed()
+            transaction.committed(result)
         self._forget(transaction)
 
     def _forget(self, transaction: Transaction) -> None:

@@ -42,6 +42,7 @@ from toondb_protocol.record import (
     META_DATABASE,
     META_FORMAT,
     META_LSN,
+    SQL_DATABASE,
 )
 
 from .options import Access, EngineOptions, SyncMode
@@ -62,9 +63,10 @@ class Space(IntEnum):
 
     KV = 0
     CATALOG = 1
+    SQL = 2
 
 
-_SPACE_NAMES = {Space.KV: KV_DATABASE, Space.CATALOG: CATALOG_DATABASE}
+_SPACE_NAMES = {Space.KV: KV_DATABASE, Space.CATALOG: CATALOG_DATABASE, Space.SQL: SQL_DATABASE}
 
 
 def storage_error(error: lmdb.Error, doing: str) -> ToonDBError:

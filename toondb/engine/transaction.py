@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from enum import Enum
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Protocol
 
 from toondb_protocol.errors import (
     ToonDBError,
@@ -27,7 +27,7 @@ from .snapshot import Snapshot, SnapshotScan, records
 from .write_batch import WriteBatch
 from .write_set import ABSENT, MergedScan, Scan, WriteSet
 
-__all__ = ["State", "Transaction", "TransactionScan"]
+__all__ = ["Attachment", "State", "Transaction", "TransactionScan"]
 
 
 class State(Enum):
@@ -45,6 +45,16 @@ _monotonic = time.monotonic
 
 def _read_only() -> TransactionError:
     return TransactionError("the transaction is read-only.", remediation="Begin it without read_only.")
+
+
+class Attachment(Protocol):
+    """What takes part in a transaction beside its keys: an open SQL connection."""
+
+    def flush(self) -> None:
+        """Put what is not yet in the write set there; called before the commit, by the caller's thread."""
+
+    def ended(self, lsn: int | None) -> None:
+        """The transaction is over: committed with this LSN, or not at all. Called by any thread; must not raise."""
 
 
 class _ReadRange:
@@ -65,6 +75,7 @@ class Transaction:
     Attributes:
         id: Unique in this run of the engine, never 0.
         snapshot: What it reads.
+        attachment: What takes part in it beside its keys.
         isolation: See :class:`Isolation`.
         state: See :class:`State`.
         blind: Its commit does not ask whether others wrote the same keys since it began: for plain writes of several
@@ -81,6 +92,7 @@ class Transaction:
         "_points",
         "_ranges",
         "_size",
+        "attachment",
         "blind",
         "id",
         "isolation",
@@ -115,6 +127,7 @@ class Transaction:
         self._lock = threading.Lock()
         self._size = 0
         self._ended: ToonDBError | None = None
+        self.attachment: Attachment | None = None
         self._points: set[tuple[Space, bytes]] | None = set() if isolation is Isolation.SERIALIZABLE else None
         self._ranges: list[_ReadRange] = []
         self._began_ms = now_ms()
@@ -150,6 +163,20 @@ class Transaction:
             return value, written.expires_ms if type(written) is Expiring else None
         raw = self.snapshot.record(Space.KV, key)
         return value, None if raw is None else decode_expiry(raw)
+
+    def written(self, key: bytes, space: Space) -> object:
+        """What this transaction has written to a key: a value, None for a delete, or ``ABSENT`` for nothing."""
+        return self.writes[space].get(key)
+
+    def note_read(self, key: bytes, space: Space) -> None:
+        """Let a serializable transaction depend on a key that somebody read for it."""
+        if self._points is not None:
+            self._points.add((space, key))
+
+    def flush(self) -> None:
+        """Complete the write set before the commit."""
+        if self.attachment is not None and self.state is State.ACTIVE:
+            self.attachment.flush()
 
     def scan(
         self,
@@ -282,9 +309,9 @@ class Transaction:
             self._check_active()
             self.state = State.COMMITTING
 
-    def committed(self) -> bool:
-        """Note that the writer applied it; whether this call ended it."""
-        return self._end(State.COMMITTING, State.COMMITTED, None)
+    def committed(self, lsn: int) -> bool:
+        """Note that the writer applied it as commit ``lsn``; whether this call ended it."""
+        return self._end(State.COMMITTING, State.COMMITTED, None, lsn)
 
     def rejected(self, error: ToonDBError) -> bool:
         """Note that the writer refused it; whether this call ended it."""
@@ -292,7 +319,7 @@ class Transaction:
         ended = None if isinstance(error, TransactionConflictError) else error
         return self._end(State.COMMITTING, State.ABORTED, ended)
 
-    def _end(self, before: State, after: State, ended: ToonDBError | None) -> bool:
+    def _end(self, before: State, after: State, ended: ToonDBError | None, lsn: int | None = None) -> bool:
         # Two threads may race to end it, for example a commit and the sweep for idle ones: one of them wins, and
         # a write set that the writer was given is never emptied under it.
         with self._lock:
@@ -300,6 +327,9 @@ class Transaction:
                 return False
             self.state = after
             self._ended = ended
+        if self.attachment is not None:
+            attachment, self.attachment = self.attachment, None
+            attachment.ended(lsn)
         self.snapshot.close(ended or self._closed_error())
         self.writes = tuple(WriteSet() for _ in Space)
         self._ranges = []

@@ -1,0 +1,1 @@
+"""SQL: the SQLite engine on the pages of the store."""

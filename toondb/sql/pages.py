@@ -1,0 +1,215 @@
+"""SQLite's pages in the store: a virtual file system of one file whose pages are records.
+
+A page is the record of the sub-database ``sql`` under its number (``u32``, big-endian, the first is 1). SQLite leaves the
+last :data:`RESERVED_BYTES` of every page unused (a feature of its file format), and these are not stored: the record of a
+page, with the headers of record and LMDB, then fills exactly two pages of LMDB.
+
+Reads come from the snapshot of a transaction and its write set, writes go into the write set. There is no journal
+file and nothing is locked or synced here: SQLite's own journal is in memory and only serves to undo statements;
+the commit is the transaction's.
+
+Source: https://www.sqlite.org/vfs.html, https://www.sqlite.org/fileformat2.html
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import Any
+
+import apsw
+
+from toondb.engine.environment import Space
+from toondb.engine.snapshot import Snapshot
+from toondb.engine.transaction import Transaction
+from toondb_protocol.record import HEADER_SIZE, decode_lsn
+
+__all__ = ["PAGE_SIZE", "RESERVED_BYTES", "PageFile", "open_page_file", "page_key", "vfs_name"]
+
+PAGE_SIZE = 8192
+RESERVED_BYTES = 48
+
+_STORED = PAGE_SIZE - RESERVED_BYTES
+_PADDING = bytes(RESERVED_BYTES)
+_VERSION_AT, _VERSION_SIZE = 24, 16
+_PAGES_AT = slice(28, 32)
+_COOKIE_AT = slice(40, 44)
+_STALE = b"\xff" * _VERSION_SIZE
+_CHARACTERISTICS = (
+    apsw.SQLITE_IOCAP_ATOMIC
+    | apsw.SQLITE_IOCAP_SAFE_APPEND
+    | apsw.SQLITE_IOCAP_SEQUENTIAL
+    | apsw.SQLITE_IOCAP_POWERSAFE_OVERWRITE
+    | apsw.SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN
+)
+
+
+def page_key(number: int) -> bytes:
+    """The key of a page; the first page is 1."""
+    return number.to_bytes(4, "big")
+
+
+_FIRST = page_key(1)
+
+
+class PageFile:
+    """The file that one connection of SQLite has open.
+
+    Attributes:
+        cached_lsn: The LSN of the first page that the connection's page cache goes with; None = its cache is of no use.
+    """
+
+    def __init__(self) -> None:
+        self._snapshot: Snapshot | None = None
+        self._transaction: Transaction | None = None
+        self._stale = True
+        self.cached_lsn: int | None = None
+
+    def bind(self, snapshot: Snapshot, transaction: Transaction | None) -> None:
+        """Read from a snapshot, and with a transaction write into it and see what it wrote."""
+        self._snapshot, self._transaction = snapshot, transaction
+        lsn = self.lsn
+        # SQLite compares part of the first page to know whether its cache is good. A commit that failed, or was never
+        # tried, may have left just the same there, so it is told by the LSN instead.
+        self._stale = self.cached_lsn != lsn
+        self.cached_lsn = lsn
+
+    def unbind(self) -> None:
+        """Let the snapshot go."""
+        self._snapshot = self._transaction = None
+
+    @property
+    def lsn(self) -> int:
+        """The LSN of the last commit that wrote pages, 0 = none, as the snapshot sees it."""
+        assert self._snapshot is not None
+        raw = self._snapshot.record(Space.SQL, _FIRST)
+        return 0 if raw is None else decode_lsn(raw)
+
+    @property
+    def schema_cookie(self) -> bytes:
+        """Changes with every change of the schema."""
+        page = self._page(1)
+        return b"" if page is None else page[_COOKIE_AT]
+
+    def _page(self, number: int) -> bytes | None:
+        key = page_key(number)
+        if self._transaction is not None:
+            written = self._transaction.written(key, Space.SQL)
+            if isinstance(written, bytes):
+                return written
+            if written is None:
+                return None
+        if self._snapshot is None:
+            return None  # SQLite looks at the first bytes when it opens the file
+        raw = self._snapshot.record(Space.SQL, key)
+        return None if raw is None else raw[HEADER_SIZE:]
+
+    # The methods of a file, called by SQLite
+
+    def xRead(self, amount: int, offset: int) -> bytes:
+        number, at = divmod(offset, PAGE_SIZE)
+        page = self._page(number + 1)
+        if page is None:
+            return b""
+        if amount == PAGE_SIZE:
+            return page + _PADDING
+        if at == _VERSION_AT and amount == _VERSION_SIZE and self._stale:
+            self._stale = False
+            return _STALE
+        return (page + _PADDING)[at : at + amount]
+
+    def xWrite(self, data: bytes, offset: int) -> None:
+        number, at = divmod(offset, PAGE_SIZE)
+        if self._transaction is None or at or len(data) != PAGE_SIZE:
+            raise apsw.IOError("only whole pages are written, and only inside a transaction")
+        self._transaction.put(page_key(number + 1), bytes(data[:_STORED]), Space.SQL)
+
+    def xTruncate(self, size: int) -> None:
+        assert self._transaction is not None
+        scan = self._transaction.scan(page_key(size // PAGE_SIZE + 1), None, values=False, space=Space.SQL)
+        try:
+            while not scan.exhausted:
+                for key in scan.batch(1024, 1 << 20)[::2]:
+                    self._transaction.put(key, None, Space.SQL)
+        finally:
+            scan.close()
+
+    def xFileSize(self) -> int:
+        page = self._page(1)
+        return 0 if page is None else int.from_bytes(page[_PAGES_AT], "big") * PAGE_SIZE
+
+    def xSync(self, flags: int) -> None:
+        pass
+
+    def xLock(self, level: int) -> None:
+        pass
+
+    def xUnlock(self, level: int) -> None:
+        pass
+
+    def xCheckReservedLock(self) -> bool:
+        return False
+
+    def xFileControl(self, op: int, pointer: int) -> bool:
+        return False
+
+    def xSectorSize(self) -> int:
+        return PAGE_SIZE
+
+    def xDeviceCharacteristics(self) -> int:
+        return _CHARACTERISTICS
+
+    def xClose(self) -> None:
+        self.unbind()
+
+
+_lock = threading.Lock()
+_numbers = itertools.count(1)
+_waiting: dict[str, PageFile] = {}
+
+
+class _PageVFS(apsw.VFS):
+    """Knows the page files that are being opened, and no other file of any kind."""
+
+    def __init__(self) -> None:
+        super().__init__(_NAME, "")
+
+    def xOpen(self, name: Any, flags: list[int]) -> Any:
+        path = name.filename() if isinstance(name, apsw.URIFilename) else name
+        with _lock:
+            file = _waiting.pop(path, None) if path is not None else None
+        if file is None:
+            raise apsw.CantOpenError("there are no other files")
+        flags[1] = flags[0]
+        return file
+
+    def xAccess(self, path: str, flags: int) -> bool:
+        return False
+
+    def xFullPathname(self, name: str) -> str:
+        return name
+
+    def xDelete(self, name: str, sync: bool) -> None:
+        raise apsw.IOError("there are no other files")
+
+
+_NAME = "toondb"
+_vfs: _PageVFS | None = None
+
+
+def vfs_name() -> str:
+    """The name of the file system, registered on first use."""
+    global _vfs
+    with _lock:
+        if _vfs is None:
+            _vfs = _PageVFS()
+    return _NAME
+
+
+def open_page_file() -> tuple[PageFile, str]:
+    """A page file and the name under which SQLite opens it, once."""
+    file = PageFile()
+    name = f"toondb-{next(_numbers)}"
+    with _lock:
+        _waiting[name] = file
+    return file, name

@@ -1,0 +1,161 @@
+"""What SQL may do: the authorizer and the limits of a connection.
+
+SQL comes from programs, and through the daemon from any client, so it is never trusted: there are no other files, no
+extensions, no changes of how the database works. Each refusal names what was refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import apsw
+
+__all__ = ["READ_PRAGMAS", "Policy", "apply_limits"]
+
+READ_PRAGMAS = frozenset(
+    {
+        "application_id",
+        "collation_list",
+        "compile_options",
+        "data_version",
+        "database_list",
+        "encoding",
+        "foreign_key_check",
+        "foreign_key_list",
+        "foreign_keys",
+        "freelist_count",
+        "function_list",
+        "index_info",
+        "index_list",
+        "index_xinfo",
+        "integrity_check",
+        "module_list",
+        "page_count",
+        "page_size",
+        "pragma_list",
+        "quick_check",
+        "schema_version",
+        "table_info",
+        "table_list",
+        "table_xinfo",
+        "user_version",
+    }
+)
+"""Pragmas that may be asked."""
+
+_SET_PRAGMAS = frozenset({"application_id", "user_version", "optimize", "defer_foreign_keys", "case_sensitive_like"})
+_ARGUMENT_PRAGMAS = frozenset(
+    {
+        "foreign_key_check",
+        "foreign_key_list",
+        "index_info",
+        "index_list",
+        "index_xinfo",
+        "integrity_check",
+        "quick_check",
+        "table_info",
+        "table_list",
+        "table_xinfo",
+    }
+)
+_FORBIDDEN_FUNCTIONS = frozenset({"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "lsdir", "fsdir"})
+_VIRTUAL_TABLES = frozenset({"fts5", "fts5vocab", "fts4", "fts3", "rtree", "rtree_i32", "geopoly"})
+
+_LIMITS = {
+    apsw.SQLITE_LIMIT_ATTACHED: 0,
+    apsw.SQLITE_LIMIT_SQL_LENGTH: 4 * 1024 * 1024,
+    apsw.SQLITE_LIMIT_LENGTH: 256 * 1024 * 1024,
+    apsw.SQLITE_LIMIT_COLUMN: 2000,
+    apsw.SQLITE_LIMIT_EXPR_DEPTH: 500,
+    apsw.SQLITE_LIMIT_COMPOUND_SELECT: 500,
+    apsw.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 10_000,
+    apsw.SQLITE_LIMIT_TRIGGER_DEPTH: 100,
+    apsw.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+
+
+def apply_limits(connection: apsw.Connection) -> None:
+    """Set the limits of a connection."""
+    for limit, value in _LIMITS.items():
+        connection.limit(limit, value)
+
+
+class Policy:
+    """The authorizer of one connection; SQLite asks it while it prepares a statement.
+
+    Attributes:
+        refused: What was refused last, with what to do instead; empty when nothing was.
+        internal: The statement is ours.
+        in_transaction: Savepoints make sense.
+    """
+
+    def __init__(self) -> None:
+        self.refused = ""
+        self.internal = False
+        self.in_transaction = False
+
+    def __call__(
+        self, action: int, first: str | None, second: str | None, database: str | None, trigger: str | None
+    ) -> int:
+        if self.internal:
+            return apsw.SQLITE_OK
+        check = _CHECKS.get(action)
+        if check is None:
+            return apsw.SQLITE_OK
+        why = check(self, first or "", second)
+        if not why:
+            return apsw.SQLITE_OK
+        self.refused = why
+        return apsw.SQLITE_DENY
+
+
+def _transaction(policy: Policy, operation: str, _: str | None) -> str:
+    return (
+        f"{operation} is not a statement here: use transaction() of the database or client, with commit() and abort()."
+    )
+
+
+def _savepoint(policy: Policy, operation: str, _: str | None) -> str:
+    if policy.in_transaction:
+        return ""
+    return "a savepoint needs a transaction around it: use transaction() of the database or client."
+
+
+def _attach(policy: Policy, name: str, _: str | None) -> str:
+    return "ATTACH and VACUUM INTO are forbidden: SQL has no access to files."
+
+
+def _detach(policy: Policy, name: str, _: str | None) -> str:
+    return "DETACH is forbidden: there are no attached databases."
+
+
+def _function(policy: Policy, _: str, name: str | None) -> str:
+    if (name or "").lower() in _FORBIDDEN_FUNCTIONS:
+        return f"the function {name}() is forbidden: SQL has no access to files or extensions."
+    return ""
+
+
+def _pragma(policy: Policy, name: str, value: str | None) -> str:
+    lower = name.lower()
+    if value is None and (lower in READ_PRAGMAS or lower == "optimize"):
+        return ""
+    if value is not None and lower in _SET_PRAGMAS | _ARGUMENT_PRAGMAS:
+        return ""
+    return f"PRAGMA {name} is forbidden; known here are: {', '.join(sorted(READ_PRAGMAS | _SET_PRAGMAS))}."
+
+
+def _virtual_table(policy: Policy, table: str, module: str | None) -> str:
+    if (module or "").lower() in _VIRTUAL_TABLES:
+        return ""
+    return f"virtual tables of the kind {module!r} are forbidden; known here are: {', '.join(sorted(_VIRTUAL_TABLES))}."
+
+
+_CHECKS: dict[int, Callable[[Policy, str, str | None], str]] = {
+    apsw.SQLITE_TRANSACTION: _transaction,
+    apsw.SQLITE_SAVEPOINT: _savepoint,
+    apsw.SQLITE_ATTACH: _attach,
+    apsw.SQLITE_DETACH: _detach,
+    apsw.SQLITE_FUNCTION: _function,
+    apsw.SQLITE_PRAGMA: _pragma,
+    apsw.SQLITE_CREATE_VTABLE: _virtual_table,
+}
