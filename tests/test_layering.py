@@ -38,7 +38,7 @@ PACKAGES: dict[str, Path] = {
 ARROWS: dict[str, set[str]] = {
     "toondb_protocol": {"msgpack"},
     "toondb_client": {"toondb_protocol", "msgpack"},
-    "toondb": {"toondb_protocol", "lmdb", "msgpack"},
+    "toondb": {"toondb_protocol", "apsw", "lmdb", "msgpack"},
     "toondb_server": {"toondb", "toondb_protocol", "click", "lmdb", "msgpack", "structlog", "uvloop"},
 }
 # Files that may import something more, and only inside functions.

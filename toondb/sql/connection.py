@@ -26,7 +26,7 @@ from toondb_protocol.errors import (
 from .pages import PAGE_SIZE, RESERVED_BYTES, open_page_file, vfs_name
 from .policy import Policy, apply_limits
 
-__all__ = ["Bindings", "Outcome", "Rows", "SqlConnection", "WantsToWrite"]
+__all__ = ["Bindings", "Outcome", "SqlConnection", "WantsToWrite"]
 
 Bindings: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 
@@ -65,9 +65,6 @@ class Outcome(NamedTuple):
     rows: list[tuple[Any, ...]]
     rows_affected: int
     last_row_id: int
-
-
-Rows: TypeAlias = Iterable[tuple[Any, ...]]
 
 
 class SqlConnection:
@@ -225,7 +222,7 @@ class SqlConnection:
             if known.readonly:
                 self._start_clock(seconds)
                 try:
-                    rows = self._db.execute(text, bindings).fetchall()  # type: ignore[arg-type]
+                    rows = self._db.execute(text, bindings).fetchall()
                 except apsw.Error as error:
                     raise self._translated(error) from None
                 except TypeError as error:
@@ -275,30 +272,6 @@ class SqlConnection:
         self._own("RELEASE toondb_many")
         return Outcome([], [], self._db.total_changes() - before, self._db.last_insert_rowid())
 
-    def stream(
-        self, text: str, bindings: Bindings, *, reading_only: bool, seconds: float | None, batch_rows: int
-    ) -> tuple[list[str], Iterable[list[tuple[Any, ...]]]]:
-        """Run one statement and give its rows in batches, as they are asked for."""
-        cursor = self._execute(text, bindings, reading_only, False, seconds)
-        columns = self._columns
-
-        def batches() -> Iterable[list[tuple[Any, ...]]]:
-            batch: list[tuple[Any, ...]] = []
-            try:
-                for row in cursor:
-                    batch.append(row)
-                    if len(batch) >= batch_rows:
-                        yield batch
-                        batch = []
-            except apsw.Error as error:
-                raise self._translated(error) from None
-            finally:
-                cursor.close(True)
-            if batch:
-                yield batch
-
-        return columns, batches()
-
     def _prepare(self, text: str, *, reading_only: bool, in_transaction: bool, seconds: float | None) -> None:
         policy = self._policy
         policy.refused = ""
@@ -319,7 +292,7 @@ class SqlConnection:
         self._prepare(text, reading_only=reading_only, in_transaction=in_transaction, seconds=seconds)
         try:
             # Prepared anew: an old one has the columns of an old schema, and what it may do is looked at only once.
-            return self._db.execute(text, bindings, can_cache=False)  # type: ignore[arg-type]
+            return self._db.execute(text, bindings, can_cache=False)
         except apsw.ExecTraceAbort:
             raise self._refusal() from None
         except (apsw.BindingsError, TypeError) as error:
@@ -376,10 +349,10 @@ class SqlConnection:
                 return SqlInterruptedError("the statement was interrupted.")
             return SqlInterruptedError("the statement ran for longer than it may.")
         if isinstance(error, apsw.ConstraintError):
-            return SqlConstraintError(f"{text}.", details={"extended_code": error.extendedresult})
+            return SqlConstraintError(f"{text}.", details={"extended_code": getattr(error, "extendedresult", None)})
         if isinstance(error, apsw.FullError):
             return TransactionTooLargeError(f"{text}.")
-        return SqlError(f"{text}.", details={"code": error.result})
+        return SqlError(f"{text}.", details={"sqlite_code": getattr(error, "result", None)})
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -245,9 +245,7 @@ class SqlSession:
             )
         self._check_can_write()
         return self.run(
-            lambda connection: connection.run(
-                text, bindings, reading_only=False, in_transaction=True, seconds=seconds
-            )
+            lambda connection: connection.run(text, bindings, reading_only=False, in_transaction=True, seconds=seconds)
         )
 
     def execute_many(self, text: str, sequence: Iterable[Bindings]) -> Outcome:

@@ -1,8 +1,8 @@
 """SQLite's pages in the store: a virtual file system of one file whose pages are records.
 
-A page is the record of the sub-database ``sql`` under its number (``u32``, big-endian, the first is 1). SQLite leaves the
-last :data:`RESERVED_BYTES` of every page unused (a feature of its file format), and these are not stored: the record of a
-page, with the headers of record and LMDB, then fills exactly two pages of LMDB.
+A page is the record of the sub-database ``sql`` under its number (``u32``, big-endian, the first is 1). SQLite leaves
+the last :data:`RESERVED_BYTES` of every page unused (a feature of its file format), and these are not stored: the
+record of a page, with the headers of record and LMDB, then fills exactly two pages of LMDB.
 
 Reads come from the snapshot of a transaction and its write set, writes go into the write set. There is no journal
 file and nothing is locked or synced here: SQLite's own journal is in memory and only serves to undo statements;

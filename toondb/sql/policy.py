@@ -58,7 +58,9 @@ _ARGUMENT_PRAGMAS = frozenset(
         "table_xinfo",
     }
 )
-_FORBIDDEN_FUNCTIONS = frozenset({"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "lsdir", "fsdir"})
+_FORBIDDEN_FUNCTIONS = frozenset(
+    {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "lsdir", "fsdir"}
+)
 _VIRTUAL_TABLES = frozenset({"fts5", "fts5vocab", "fts4", "fts3", "rtree", "rtree_i32", "geopoly"})
 
 _LIMITS = {
