@@ -69,14 +69,15 @@ def test_the_longest_times_to_live(db: Any, ttl: float) -> None:
 
 
 def test_numbers_that_nothing_can_hold(db: Any) -> None:
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: db.put("k", b"v", ttl=-HUGE),
         lambda: db.increment("k", HUGE),
         lambda: db.scan("", limit=-HUGE),
         lambda: db.watch(timeout=-HUGE),
         lambda: db.watch(since_lsn=-HUGE),
         lambda: db.query("").where(n=HUGE),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(ValidationError):
             result = call()
             list(result)

@@ -205,12 +205,12 @@ class Server:
 
     def park(self, session: Session, parked: Parked) -> None:
         """Let the job of a session sleep until a commit comes, or its time is over."""
-        self._parked[session] = self.loop.call_later(parked.seconds, self._step_parked, session)
+        self._parked[session] = self.loop.call_later(parked.seconds, self.wake, session)
         # A sleeping job keeps nobody waiting.
         self.jobs -= 1
         # In this order: a commit that is announced from now on finds the session.
         if self.engine.environment.announced_lsn > parked.lsn or self.draining:
-            self._step_parked(session)
+            self.wake(session)
 
     def unpark(self, session: Session) -> bool:
         """Wake the job of a session without stepping it; whether it slept."""
@@ -221,7 +221,8 @@ class Server:
         self.jobs += 1
         return True
 
-    def _step_parked(self, session: Session) -> None:
+    def wake(self, session: Session) -> None:
+        """Step the job of a session if it sleeps."""
         if self.unpark(session):
             session.step_soon()
 
@@ -237,7 +238,7 @@ class Server:
     def _wake_parked(self) -> None:
         self._waking = False
         for session in list(self._parked):
-            self._step_parked(session)
+            self.wake(session)
 
     # Limits
 

@@ -188,7 +188,15 @@ class Session(asyncio.Protocol):
         elif not self._busy:
             self._chunks.clear()
             self._transport.close()
+        else:
+            # A client that sends no more waits for its answers: nothing sleeps for it any longer.
+            self._server.wake(self)
         return True
+
+    @property
+    def input_ended(self) -> bool:
+        """Whether the client has said that it sends no more."""
+        return self._eof
 
     def _peer_gone(self) -> bool:
         """Whether the peer closed altogether, and not only its sending side to wait for the replies."""

@@ -333,7 +333,7 @@ def _changes_job(session: Session, body: dict[str, Any]) -> Job:
             yield None
             continue
         left = give_up - server.loop.time()
-        if rows or since is None or left <= 0 or server.draining:
+        if rows or since is None or left <= 0 or server.draining or session.input_ended:
             payload = encode_map({"rows": rows, "lsn": lsn})
             yield pack_header(Reply.END_STREAM, len(payload)) + payload
             return

@@ -363,3 +363,14 @@ def test_a_stop_ends_the_sleep_of_watchers(tmp_db: Path, loop: str) -> None:
             if at % 2:
                 assert [got.code for got in raw.answers(3)] == [OK, END_STREAM, PONG]
             assert raw.at_end()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_nothing_sleeps_for_a_client_that_sends_no_more(tmp_db: Path, loop: str) -> None:
+    """As above: no limit can end these in time."""
+    with Daemon(tmp_db, "--timeout-ms", "1200000", loop=loop) as daemon, Raw(daemon.socket) as raw:
+        lsn = now(raw)
+        raw.send(poll(b"none/", lsn, 600_000), poll(b"none/", lsn, 600_000), frame(PING))
+        raw.half_close()
+        assert [got.code for got in raw.answers(3)] == [END_STREAM, END_STREAM, PONG]
+        assert raw.at_end()
