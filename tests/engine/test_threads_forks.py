@@ -221,6 +221,8 @@ from toondb.engine.options import EngineOptions
 def interrupt(*_):
     raise KeyboardInterrupt
 
+# One that hits a callback of the garbage collector is dropped by Python, which says so; that is no defect of ours.
+sys.unraisablehook = lambda got: got.exc_type is KeyboardInterrupt or sys.__unraisablehook__(got)
 signal.signal(signal.SIGALRM, interrupt)
 chance = random.Random(5)
 engine = Engine(sys.argv[1], EngineOptions(sync_mode="off"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import tempfile
@@ -50,6 +51,9 @@ from .options import Access, EngineOptions, SyncMode
 __all__ = ["DATA_FILE", "READABLE_FORMATS", "Environment", "Space", "prepare_folder", "storage_error"]
 
 DATA_FILE = "data.mdb"
+TURN_FILE = "toondb.write"
+"""Processes that share a folder take turns to write with a ``flock`` on it."""
+
 READABLE_FORMATS = (1, FORMAT_VERSION)
 """Versions of a store that opening it for writing brings up to date."""
 
@@ -214,6 +218,7 @@ class Environment:
         self.unchecked_history = self.history_bytes // 64
         self.shared = access is not Access.EXCLUSIVE
         read_only = access is Access.READ
+        self._turn_fd = _open_turn_file(folder) if access is Access.SHARED else -1
         self.forked = False
         self.last_view: Any = None
         self.mark: object = object()
@@ -222,6 +227,16 @@ class Environment:
         self._waiting: list[Any] = []
         self._closing = False
         created = not (folder / DATA_FILE).exists()
+        try:
+            self.begin_turn()
+            self._open(folder, options, read_only=read_only, created=created)
+        except BaseException:
+            self._close_turn()
+            raise
+        self.end_turn()
+        _environments.add(self)
+
+    def _open(self, folder: Path, options: EngineOptions, *, read_only: bool, created: bool) -> None:
         # Newer bindings know a second file format, which not every reader of this folder may know.
         line: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
         with _opening(folder):
@@ -258,7 +273,6 @@ class Environment:
         except BaseException:
             self.lmdb.close()
             raise
-        _environments.add(self)
 
     def _sync_names(self) -> None:
         """Make the new file's name durable: syncing a file says nothing of the folder that it is in."""
@@ -304,6 +318,28 @@ class Environment:
     def has_expiring(self, txn: Any) -> bool:
         """Whether any record expires, as an LMDB transaction sees the store."""
         return self.may_expire and bool(txn.stat(self.expiry)["entries"])
+
+    # Turns
+
+    def begin_turn(self) -> None:
+        """Wait until no other process that shares the folder writes. Nothing to do where there are none.
+
+        LMDB has a lock of its own for this, which outlives its killed holder. But a process that is killed between
+        being woken up for it and taking it takes the wake-up with it, and the others sleep on. The kernel forgets
+        who is killed while it holds or waits for this one, and behind it nobody ever waits for LMDB's.
+        """
+        if self._turn_fd >= 0:
+            fcntl.flock(self._turn_fd, fcntl.LOCK_EX)
+
+    def end_turn(self) -> None:
+        """Let the next one write. Harmless when it is nobody's turn."""
+        if self._turn_fd >= 0:
+            fcntl.flock(self._turn_fd, fcntl.LOCK_UN)
+
+    def _close_turn(self) -> None:
+        fd, self._turn_fd = self._turn_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _refuse(self, _: Any) -> Any:
         raise self.forked_error()
@@ -434,6 +470,18 @@ class Environment:
     def close(self) -> None:
         """Close the environment. Every transaction on it must be closed before."""
         self.lmdb.close()
+        self._close_turn()
+
+
+def _open_turn_file(folder: Path) -> int:
+    try:
+        return os.open(folder / TURN_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise disk_full(error.strerror or "", f"creating {TURN_FILE}") from None
+        raise ConfigurationError(
+            f"{folder / TURN_FILE} cannot be used: {error.strerror}.", remediation="Mend its owner or mode."
+        ) from None
 
 
 def _decoded(raw: bytes | None) -> dict[str, Any]:
@@ -448,6 +496,7 @@ def _decoded(raw: bytes | None) -> dict[str, Any]:
 def _leave_to_the_parent() -> None:
     for environment in list(_environments):
         environment.forked = True
+        environment._close_turn()  # shared with the parent, whose death must end its turn
         environment.begin_read = environment._refuse
         environment.mark = object()
 

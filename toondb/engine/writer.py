@@ -343,6 +343,7 @@ class Writer:
         batch: WriteBatch | None = None
         before_view: Any = None
         try:
+            environment.begin_turn()
             txn = environment.lmdb.begin(write=True)
             try:
                 before = read_lsn(environment, txn)
@@ -368,6 +369,7 @@ class Writer:
             # A defect must answer its submitters; swallowing it here would hang them.
             return [], InternalError(f"the writer failed: {type(error).__name__}: {error}")
         finally:
+            environment.end_turn()
             if before_view is not None:
                 environment.end_view(before_view)
         if lsn != before:
