@@ -182,18 +182,24 @@ def test_heavy_requests_in_one_packet_leave_room_for_others(patient: Daemon) -> 
     lookup = scan(keys=[b"none/%06d" % at for at in range(30_000)])
     with Raw(patient.socket) as raw, Raw(patient.socket) as other:
         for request, wanted in ((table, ERROR), (lookup, END_STREAM)):
-            thread = threading.Thread(target=raw.send, args=[request * 10])
-            thread.start()
-            pings = 0
-            while not select.select([raw.sock], [], [], 0)[0]:
-                other.ping()
-            for _ in range(9):
-                assert raw.answer().code == wanted
-                other.ping()
-                pings += not select.select([raw.sock], [], [], 0)[0]
-            thread.join()
-            assert raw.answer().code == wanted
-            assert pings, "every ping waited for all of the work"
+            # On a busy machine all of it may be done before this process gets to send a ping; then it tries again.
+            assert any(pings_between(raw, other, request, wanted) for _ in range(50)), "every ping waited for all of it"
+
+
+def pings_between(raw: Raw, other: Raw, request: bytes, wanted: int) -> int:
+    """How many pings of another client are answered between the replies to ten requests in one packet."""
+    thread = threading.Thread(target=raw.send, args=[request * 10])
+    thread.start()
+    pings = 0
+    while not select.select([raw.sock], [], [], 0)[0]:
+        other.ping()
+    for _ in range(9):
+        assert raw.answer().code == wanted
+        other.ping()
+        pings += not select.select([raw.sock], [], [], 0)[0]
+    thread.join()
+    assert raw.answer().code == wanted
+    return pings
 
 
 def test_a_slow_reader_that_makes_progress_is_served_completely(patient: Daemon) -> None:
