@@ -468,7 +468,7 @@ def compared(left: Any, right: Any) -> int | None:
     if kinds[0] is None or kinds[0] != kinds[1]:
         return None
     if kinds[0] == "number":
-        if math.isnan(left) or math.isnan(right):
+        if left != left or right != right:
             return None
         far = 1 << 5000
         left, right = (
