@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .plugins import PluginRegistry as PluginRegistry
     from .plugins import PythonPlugin as PythonPlugin
     from .plugins import TriggerEvent as TriggerEvent
+    from .vector import VectorIndex as VectorIndex
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _HOMES = {
     "Store": "toondb_protocol.store",
     "Transaction": "toondb.database",
     "TriggerEvent": "toondb.plugins",
+    "VectorIndex": "toondb.vector",
     "connect": "toondb.connecting",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "Store",
     "Transaction",
     "TriggerEvent",
+    "VectorIndex",
     "__version__",
     "connect",
     "errors",

@@ -14,27 +14,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from toondb import toon
-from toondb.config import engine_options
+from toondb.config import OpenOptions, open_options
 from toondb.embedded import (
     EmbeddedStore,
     TransactionStore,
     answer_query,
     check_ttl,
-    make_schema,
+    has_tables,
     pairs_of,
     put_pairs,
     seconds_left,
     timed,
 )
-from toondb.engine.catalog import CreateTable
 from toondb.engine.conditional import Conditional, DeleteTree
 from toondb.engine.engine import Engine
 from toondb.engine.environment import prepare_folder
-from toondb.engine.options import Access, EngineOptions, Isolation
+from toondb.engine.options import Access, Isolation
+from toondb.engine.snapshot import Snapshot
 from toondb.engine.transaction import State
 from toondb.engine.transaction import Transaction as EngineTransaction
 from toondb.interrupts import finished
 from toondb.pipeline import Pipeline, PipelineWrite
+from toondb.sql.opening import LazySql
 from toondb_protocol.arguments import (
     Items,
     ScanRange,
@@ -47,7 +48,6 @@ from toondb_protocol.arguments import (
 )
 from toondb_protocol.backoff import delays
 from toondb_protocol.changes import Change
-from toondb_protocol.columns import Columns
 from toondb_protocol.errors import (
     ConfigurationError,
     DatabaseClosedError,
@@ -63,6 +63,7 @@ from toondb_protocol.query_builder import QueryAnswer
 
 if TYPE_CHECKING:
     from toondb.plugins import PluginRegistry
+    from toondb.sql.engine import SqlEngine, SqlSession
 
 __all__ = ["Database", "Transaction"]
 
@@ -77,7 +78,7 @@ _WATCH_WAIT_SECONDS = 1.0
 class _Shared:
     """An open engine and the handles that share it."""
 
-    def __init__(self, engine: Engine, options: EngineOptions, *, concurrent: bool) -> None:
+    def __init__(self, engine: Engine, options: OpenOptions, *, concurrent: bool) -> None:
         self.engine = engine
         self.options = options
         self.concurrent = concurrent
@@ -111,10 +112,10 @@ def _close_all() -> None:
             shared.engine.close()
 
 
-def _share(path: str | os.PathLike[str], options: EngineOptions, *, concurrent: bool) -> tuple[_FolderId, _Shared]:
+def _share(path: str | os.PathLike[str], options: OpenOptions, *, concurrent: bool) -> tuple[_FolderId, _Shared]:
     if not isinstance(path, (str, os.PathLike)):
         raise ConfigurationError(f"the database path must be text or a path, not {type(path).__name__}.")
-    folder = prepare_folder(path, create=options.create_if_missing)
+    folder = prepare_folder(path, create=options.engine.create_if_missing)
     found = os.stat(folder)
     identity = (found.st_dev, found.st_ino)
     if identity in _inherited:
@@ -133,13 +134,13 @@ def _share(path: str | os.PathLike[str], options: EngineOptions, *, concurrent: 
                 shared.handles += 1
                 return identity, shared
         role = "concurrent" if concurrent else "embedded"
-        shared = _Shared(Engine(folder, options, role=role, shared=concurrent), options, concurrent=concurrent)
+        shared = _Shared(Engine(folder, options.engine, role=role, shared=concurrent), options, concurrent=concurrent)
         with _lock:
             _shared[identity] = shared
         return identity, shared
 
 
-def _check_same(folder: os.PathLike[str], shared: _Shared, options: EngineOptions, *, concurrent: bool) -> None:
+def _check_same(folder: os.PathLike[str], shared: _Shared, options: OpenOptions, *, concurrent: bool) -> None:
     if shared.concurrent is not concurrent:
         other = "open_concurrent()" if shared.concurrent else "open()"
         raise ConfigurationError(
@@ -170,10 +171,11 @@ def _unshare(identity: _FolderId, shared: _Shared) -> None:
                     del _shared[identity]
 
 
-def _unshare_dropped(identity: _FolderId, shared: _Shared, token: object) -> None:
+def _unshare_dropped(identity: _FolderId, shared: _Shared, token: object, sql: LazySql) -> None:
     """Close what a handle that nobody closed has left."""
     with contextlib.suppress(ToonDBError):
         Transaction._end_all(shared.engine, token)
+        sql.close()
         _unshare(identity, shared)
 
 
@@ -191,6 +193,7 @@ class Database(EmbeddedStore):
         self._close_lock = threading.Lock()
         self._closed = False
         self._plugins: PluginRegistry | None = None
+        self._sql = LazySql(shared.engine, shared.options.sql)
         # Marks the transactions of this handle: they must not keep it alive.
         self._token = object()
 
@@ -200,8 +203,9 @@ class Database(EmbeddedStore):
 
         Args:
             path: The database folder.
-            config: See :func:`toondb.config.engine_options`: ``create_if_missing``, ``sync_mode``, ``wal_enabled``,
-                ``memtable_size_bytes``, ``map_size_bytes``, ``change_history_bytes``.
+            config: See :func:`toondb.config.open_options`: ``create_if_missing``, ``sync_mode``, ``wal_enabled``,
+                ``memtable_size_bytes``, ``map_size_bytes``, ``change_history_bytes``, ``foreign_keys``,
+                ``statement_timeout_ms``.
 
         Raises:
             DatabaseLockedError: Another process has it open; the error names it, and the daemon's socket.
@@ -209,7 +213,7 @@ class Database(EmbeddedStore):
             DatabaseNotFoundError: There is none, and ``create_if_missing`` is False.
             CorruptionError, StorageError: Its files cannot be used.
         """
-        return cls._opened(path, engine_options(config), concurrent=False)
+        return cls._opened(path, open_options(config), concurrent=False)
 
     @classmethod
     def open_concurrent(cls, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> Database:
@@ -227,10 +231,10 @@ class Database(EmbeddedStore):
             DatabaseLockedError: An exclusive owner stayed.
             ConfigurationError, DatabaseNotFoundError, CorruptionError, StorageError: See :meth:`open`.
         """
-        return cls._opened(path, engine_options(config), concurrent=True)
+        return cls._opened(path, open_options(config), concurrent=True)
 
     @classmethod
-    def _opened(cls, path: str | os.PathLike[str], options: EngineOptions, *, concurrent: bool) -> Database:
+    def _opened(cls, path: str | os.PathLike[str], options: OpenOptions, *, concurrent: bool) -> Database:
         return finished(lambda: cls(*_share(path, options, concurrent=concurrent)), cls.close)
 
     @staticmethod
@@ -350,15 +354,37 @@ class Database(EmbeddedStore):
         engine = self._engine
         yield from pairs_of(engine.scan(scan.start, scan.end, reverse=scan.reverse), scan.limit, scan.batch, engine)
 
+    def _with_sql(self, action: Callable[[SqlEngine | SqlSession], T]) -> T:
+        self._engine.check_open()
+        return action(self._sql())
+
     def _answer_query(self, body: Mapping[str, Any]) -> QueryAnswer:
-        snapshot = self._engine.snapshot()
+        engine = self._engine
+        snapshot = engine.snapshot()
         try:
-            return answer_query(snapshot, body, self._engine)
+            if not self._names_table(snapshot, body["prefix"]):
+                return answer_query(snapshot, body, engine, None)
         finally:
             snapshot.close()
+        from toondb.sql.table import find_table
 
-    def create_table(self, name: str, columns: Columns) -> None:
-        self._write([CreateTable(make_schema(name, columns))])
+        transaction = engine.begin(read_only=True)
+        try:
+            table = find_table(self._sql().session(transaction), body["prefix"])
+            return answer_query(transaction, body, engine, table)
+        finally:
+            engine.commit_read_only(transaction)
+
+    def _names_table(self, snapshot: Snapshot, name: bytes) -> bool:
+        if not has_tables(snapshot):
+            return False
+        sql = self._sql()
+        names = sql.table_names(snapshot)
+        if names is None:
+            sql.learn_tables()
+            names = sql.table_names(snapshot)
+        # When the schema changes just now, the one that is read decides.
+        return names is None or name in names
 
     def pipeline(self) -> Pipeline:
         """Gather requests and execute them together; see :class:`Pipeline`."""
@@ -422,7 +448,7 @@ class Database(EmbeddedStore):
             read_only: Refuse writes.
         """
         inner = self._engine.begin(Isolation(check_isolation(str(isolation))), read_only=read_only or self.read_only)
-        return Transaction(self._engine, inner, self._token)
+        return Transaction(self._engine, inner, self._token, self._sql)
 
     transaction = begin_transaction
 
@@ -513,6 +539,7 @@ class Database(EmbeddedStore):
             engine, self._engine = self._engine, _ClosedEngine(self._engine)  # type: ignore[assignment]
         # Other handles may keep the engine open.
         Transaction._end_all(engine, self._token)
+        self._sql.close()
         del engine
         _unshare(self._identity, self._shared)
 
@@ -526,7 +553,7 @@ class Database(EmbeddedStore):
         if getattr(self, "_closed", True) or self._engine.environment.forked:
             return
         self._closed = True
-        left = self._identity, self._shared, self._token
+        left = self._identity, self._shared, self._token, self._sql
         if sys.is_finalizing() or self._engine.closed:
             _unshare_dropped(*left)
         else:
@@ -571,11 +598,11 @@ class Transaction(TransactionStore):
 
     _open: ClassVar[weakref.WeakValueDictionary[tuple[int, int], Transaction]] = weakref.WeakValueDictionary()
 
-    def __init__(self, engine: Engine, inner: EngineTransaction, token: object) -> None:
+    def __init__(self, engine: Engine, inner: EngineTransaction, token: object, sql: LazySql) -> None:
         # First what __del__ needs: Ctrl-C may come between any two of these.
         self._engine = engine
         self._token = token
-        super().__init__(inner, engine)
+        super().__init__(inner, engine, sql)
         self._open[id(engine), inner.id] = self
 
     @classmethod

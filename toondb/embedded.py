@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from toondb.engine.catalog import TableSchema, check_schema, table_exists, table_key
 from toondb.engine.conditional import CompareAndSet, Conditional, Expire, Increment, expires_in
 from toondb.engine.environment import Space
+from toondb.engine.snapshot import Snapshot
 from toondb.engine.transaction import Transaction as EngineTransaction
 from toondb.engine.write_set import Scan
 from toondb.query import PrefixQuery, View
+from toondb.sql.page_keys import FIRST_PAGE
 from toondb_protocol.arguments import (
     Items,
     ScanRange,
@@ -28,7 +29,15 @@ from toondb_protocol.paths import path_key
 from toondb_protocol.query_builder import QueryAnswer
 from toondb_protocol.record import Expiring, now_ms
 from toondb_protocol.rows import Row
+from toondb_protocol.sql_result import SQLQueryResult
+from toondb_protocol.sql_values import SqlParameters, given_parameters, given_sql, parameter_sets
 from toondb_protocol.store import Store
+
+if TYPE_CHECKING:
+    from toondb.sql.connection import Outcome
+    from toondb.sql.engine import SqlEngine, SqlSession
+    from toondb.sql.opening import LazySql
+    from toondb.sql.table import TableRows
 
 __all__ = [
     "Counters",
@@ -37,12 +46,14 @@ __all__ = [
     "answer_query",
     "check_ttl",
     "delete_below",
-    "make_schema",
+    "has_tables",
     "pairs_of",
     "put_pairs",
     "seconds_left",
     "timed",
 ]
+
+T = TypeVar("T")
 
 _BATCH_ROWS = 512
 _BATCH_BYTES = 1 << 20
@@ -116,8 +127,8 @@ def delete_below(inner: EngineTransaction, key: bytes) -> None:
         scan.close()
 
 
-def answer_query(view: View, body: Mapping[str, Any], counters: Counters) -> Answer:
-    """Run what a query builder asks; ``body`` has the keys of an extended QUERY."""
+def answer_query(view: View, body: Mapping[str, Any], counters: Counters, table: TableRows | None) -> Answer:
+    """Run what a query builder asks; ``body`` has the keys of an extended QUERY, ``table`` is what its prefix names."""
     counters.queries_executed += 1
     query = PrefixQuery(
         body["prefix"],
@@ -125,6 +136,7 @@ def answer_query(view: View, body: Mapping[str, Any], counters: Counters) -> Ans
         limit=body.get("limit", 0),
         offset=body.get("offset", 0),
         where=body.get("where"),
+        table=table,
     )
     if body["form"] == "count":
         for _ in query.count(view):
@@ -170,13 +182,59 @@ class EmbeddedStore(Store):
         """Apply a write that depends on what is there; answers its result."""
         raise NotImplementedError
 
+    # SQL
+
+    def _with_sql(self, action: Callable[[SqlEngine | SqlSession], T]) -> T:
+        """Do something with the SQL of this store."""
+        raise NotImplementedError
+
+    def execute_sql(self, sql: str, params: SqlParameters = None) -> SQLQueryResult:
+        text, values = given_sql(sql), given_parameters(params)
+        return _result(self._with_sql(lambda runner: runner.execute(text, values)))
+
+    def executemany(self, sql: str, params: Iterable[SqlParameters]) -> SQLQueryResult:
+        text, values = given_sql(sql), parameter_sets(params)
+        return _result(self._with_sql(lambda runner: runner.execute_many(text, values)))
+
+    def execute_script(self, sql: str) -> SQLQueryResult:
+        text = given_sql(sql)
+        return _result(self._with_sql(lambda runner: runner.execute_script(text)))
+
+    def stream_sql(self, sql: str, params: SqlParameters = None) -> Iterator[dict[str, Any]]:
+        return self._stream_sql(given_sql(sql), given_parameters(params))
+
+    def _stream_sql(self, text: str, values: Any) -> Iterator[dict[str, Any]]:
+        stream = self._with_sql(lambda runner: runner.stream(text, values))
+        try:
+            columns = stream.columns
+            while True:
+                rows = stream.fetch(_BATCH_ROWS)
+                for row in rows:
+                    yield dict(zip(columns, row, strict=True))
+                if len(rows) < _BATCH_ROWS:
+                    return
+        finally:
+            stream.close()
+
+    def create_table(self, name: str, columns: Columns) -> None:
+        from toondb.sql.table import check_schema, create_table
+
+        fields = given_columns(name, columns)
+        schema = check_schema(name, [(field["name"], field["type"], field["nullable"]) for field in fields])
+        self._with_sql(lambda runner: create_table(runner, schema))
+
+
+def _result(outcome: Outcome) -> SQLQueryResult:
+    return SQLQueryResult(*outcome)
+
 
 class TransactionStore(EmbeddedStore):
     """The methods of a store inside a transaction of the engine. Safe to share between threads."""
 
-    def __init__(self, inner: EngineTransaction, counters: Counters) -> None:
+    def __init__(self, inner: EngineTransaction, counters: Counters, sql: LazySql) -> None:
         self._inner = inner
         self._counters = counters
+        self._sql = sql
         # The engine's transactions are used by one thread at a time.
         self._guard = threading.RLock()
 
@@ -243,17 +301,24 @@ class TransactionStore(EmbeddedStore):
             opened = self._inner.scan(scan.start, scan.end, reverse=scan.reverse)
         yield from pairs_of(opened, scan.limit, scan.batch, self._counters)
 
+    def _with_sql(self, action: Callable[[SqlEngine | SqlSession], T]) -> T:
+        with self._guard:
+            self._inner.check_active()
+            return action(self._sql().session(self._inner))
+
     def _answer_query(self, body: Mapping[str, Any]) -> QueryAnswer:
         with self._guard:
-            return answer_query(self._inner, body, self._counters)
+            table = None
+            if self._inner.attachment is not None or has_tables(self._inner.snapshot):
+                from toondb.sql.table import find_table
 
-    def create_table(self, name: str, columns: Columns) -> None:
-        schema = make_schema(name, columns)
-        key = table_key(schema.name)
-        with self._guard:
-            if self._inner.get(key, Space.CATALOG) is not None:
-                raise table_exists(schema.name)
-            self._inner.put(key, schema.encode(), Space.CATALOG)
+                table = self._with_sql(lambda runner: find_table(runner, body["prefix"]))
+            return answer_query(self._inner, body, self._counters, table)
+
+
+def has_tables(snapshot: Snapshot) -> bool:
+    """Whether SQL has ever written anything."""
+    return snapshot.record(Space.SQL, FIRST_PAGE) is not None
 
 
 def put_pairs(transaction: EngineTransaction, values: dict[bytes, bytes], ttl: float | None) -> None:
@@ -264,9 +329,3 @@ def put_pairs(transaction: EngineTransaction, values: dict[bytes, bytes], ttl: f
     expires_ms = now_ms() + ttl_to_ms(ttl)
     for key, value in values.items():
         transaction.put(key, Expiring(value, expires_ms))
-
-
-def make_schema(name: str, columns: Columns) -> TableSchema:
-    """The schema that ``create_table`` was given."""
-    fields = given_columns(name, columns)
-    return check_schema(name, [(field["name"], field["type"], field["nullable"]) for field in fields])

@@ -1,17 +1,18 @@
 """Prefix queries: a table, or the JSON objects under a key prefix, read as rows of TOON.
 
-The row set is every key of the range whose value is a JSON object; when there is none, every pair of the
-range, with the columns ``key`` and ``value``. All reads come from one snapshot or transaction. Results are
+The row set is that of the SQL table or view with just this name; when there is none, every key of the range whose
+value is a JSON object; and when there is none of these either, every pair of the range, with the columns ``key`` and
+``value``. All reads come from one snapshot or transaction. Results are
 produced in steps so that a caller on an event loop can interleave other work; a step of None only yields.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from toondb.engine.catalog import TableSchema, decode_schema, schema_from_record, table_key
 from toondb.engine.environment import Space
 from toondb.engine.snapshot import Snapshot, SnapshotScan
 from toondb.engine.transaction import Transaction
@@ -22,34 +23,21 @@ from toondb_protocol.errors import ValidationError
 from toondb_protocol.keys import prefix_end
 from toondb_protocol.record import now_ms
 
-__all__ = ["RESULT_NAME", "PrefixQuery", "View", "find_table"]
+if TYPE_CHECKING:
+    from toondb.sql.table import TableRows
+
+__all__ = ["RESULT_NAME", "PrefixQuery", "RowStep", "View"]
 
 RESULT_NAME = "result"
 """The table name in the TOON text of a query."""
 
 View: TypeAlias = Snapshot | Transaction
-
-_Plan: TypeAlias = tuple[bytes, bytes | None, list[str], bool]
-"""Start and end of the range, the columns of a table, and whether rows are JSON objects."""
+RowStep: TypeAlias = list[tuple[bytes, dict[str, Any]]]
+"""Some rows, each with its key."""
 
 _STEP_ROWS = 256
 _STEP_CELLS = 16_384
 _STEP_BYTES = 256 * 1024
-
-
-def find_table(view: View, name: bytes) -> TableSchema | None:
-    """The schema of the table called ``name``, or None."""
-    try:
-        text = name.decode()
-    except UnicodeDecodeError:
-        return None
-    key = table_key(text)
-    if not text or len(key) > 511:
-        return None
-    if not isinstance(view, Transaction):
-        return schema_from_record(text, view.record(Space.CATALOG, key))
-    value = view.get(key, Space.CATALOG)
-    return None if value is None else decode_schema(text, value)
 
 
 def _open_scan(view: View, start: bytes, end: bytes | None, now: int) -> Scan:
@@ -86,6 +74,7 @@ class PrefixQuery:
         limit: Rows at the most; 0 = no limit.
         offset: Rows to skip first.
         where: A filter that rows must meet, see ``toondb.filters``.
+        table: The table that ``prefix`` names, when it names one.
 
     Raises:
         ValidationError: A column is asked for twice, or the filter is none.
@@ -102,7 +91,9 @@ class PrefixQuery:
         limit: int = 0,
         offset: int = 0,
         where: Mapping[str, Any] | None = None,
+        table: TableRows | None = None,
     ) -> None:
+        self._table = table
         self._prefix = prefix
         self._matches = compile_filter(where) if where else None
         self._columns = list(columns)
@@ -122,13 +113,11 @@ class PrefixQuery:
         columns: list[str] = list(self._columns)
         seen = set(columns)
         count = 0
-        start, end, fields, objects = yield from self._plan(view)
-        if fields and not columns:
-            columns, seen = list(fields), set(fields)
-            fixed = True
-        else:
-            fixed = bool(columns)
-        for step in self._read(view, start, end, objects=objects):
+        objects = yield from self._has_objects(view)
+        if self._table is not None and not columns:
+            columns = list(self._table.columns)
+        fixed = bool(columns)
+        for step in self._read(view, objects=objects):
             for _, row in step:
                 count += 1
                 if not fixed:
@@ -139,7 +128,7 @@ class PrefixQuery:
             yield None
         yield encode_header(RESULT_NAME, count, columns).encode()
         first = True
-        for step in self._read(view, start, end, objects=objects, width=len(columns)):
+        for step in self._read(view, objects=objects, width=len(columns)):
             lines = [self._line(key, row, columns) for key, row in step]
             if lines:
                 yield (("" if first else ";") + ";".join(lines)).encode()
@@ -150,12 +139,19 @@ class PrefixQuery:
 
     def rows(self, view: View) -> Generator[list[bytes], None, None]:
         """Steps of ``[key, TOON text of that row, key, ...]``; an empty step only yields."""
-        start, end, fields, objects = yield from self._plan_rows(view)
-        width = len(self._columns or fields)
-        for step in self._read(view, start, end, objects=objects, width=width):
+        plan = self._has_objects(view)
+        while True:
+            try:
+                next(plan)
+            except StopIteration as stop:
+                objects: bool = stop.value
+                break
+            yield []
+        fields = self._columns or (self._table.columns if self._table is not None else [])
+        for step in self._read(view, objects=objects, width=len(fields)):
             flat: list[bytes] = []
             for key, row in step:
-                columns = self._columns or fields or list(row)
+                columns = fields or list(row)
                 flat.append(key)
                 flat.append((encode_header(RESULT_NAME, 1, columns) + self._line(key, row, columns)).encode())
                 self.row_count += 1
@@ -163,59 +159,42 @@ class PrefixQuery:
 
     def count(self, view: View) -> Generator[int | None, None, None]:
         """Steps of None, then the number of rows."""
-        start, end, _, objects = yield from self._plan(view)
+        objects = yield from self._has_objects(view)
         count = 0
-        for step in self._read(view, start, end, objects=objects):
+        for step in self._read(view, objects=objects):
             count += len(step)
             yield None
         self.row_count = count
         yield count
 
-    def _plan(self, view: View) -> Generator[None, None, _Plan]:
-        """Decide the range, the fixed columns of a table, and whether rows are objects or plain pairs."""
-        table = find_table(view, self._prefix)
-        if table is not None:
-            start = table.name.encode() + b"/"
-            return start, prefix_end(start), [column.name for column in table.columns], True
-        start, end = self._prefix, prefix_end(self._prefix)
+    def _has_objects(self, view: View) -> Generator[None, None, bool]:
+        """Whether rows are JSON objects (or there are none), and not plain pairs."""
+        if self._table is not None:
+            return True
         any_row = False
-        scan = _open_scan(view, start, end, self._now)
+        scan = _open_scan(view, self._prefix, prefix_end(self._prefix), self._now)
         try:
             while not scan.exhausted:
                 values = scan.batch(_STEP_ROWS, _STEP_BYTES)[1::2]
                 any_row = any_row or bool(values)
                 if any(_json_object(value) is not None for value in values):
-                    return start, end, [], True
+                    return True
                 yield None
         finally:
             scan.close()
-        return start, end, [], not any_row
+        return not any_row
 
-    def _plan_rows(self, view: View) -> Generator[list[bytes], None, _Plan]:
-        plan = self._plan(view)
-        while True:
-            try:
-                next(plan)
-            except StopIteration as stop:
-                decided: _Plan = stop.value
-                return decided
-            yield []
-
-    def _read(
-        self, view: View, start: bytes, end: bytes | None, *, objects: bool, width: int = 1
-    ) -> Iterator[list[tuple[bytes, dict[str, Any]]]]:
+    def _read(self, view: View, *, objects: bool, width: int = 1) -> Iterator[RowStep]:
         """The rows within offset and limit, in steps of a bounded number of cells, ``width`` in each row."""
         step_rows = max(1, min(_STEP_ROWS, _STEP_CELLS // max(1, width)))
         skip = self._offset
         left = self._limit or -1
-        scan = _open_scan(view, start, end, self._now)
-        try:
-            while left and not scan.exhausted:
-                step: list[tuple[bytes, dict[str, Any]]] = []
-                pairs = iter(scan.batch(step_rows, _STEP_BYTES))
-                for key, value in zip(pairs, pairs, strict=True):
-                    row = _json_object(value) if objects else {"key": _shown(key), "value": _shown(value)}
-                    if row is None or (self._matches is not None and not self._matches(row)):
+        source = self._read_keys(view, step_rows, objects) if self._table is None else self._table.read(step_rows)
+        with contextlib.closing(source):
+            for found in source:
+                step: RowStep = []
+                for key, row in found:
+                    if self._matches is not None and not self._matches(row):
                         continue
                     if skip:
                         skip -= 1
@@ -225,6 +204,21 @@ class PrefixQuery:
                     if not left:
                         break
                 yield step
+                if not left:
+                    return
+
+    def _read_keys(self, view: View, rows: int, objects: bool) -> Generator[RowStep, None, None]:
+        """The rows of the key range, in steps."""
+        scan = _open_scan(view, self._prefix, prefix_end(self._prefix), self._now)
+        try:
+            while not scan.exhausted:
+                pairs = iter(scan.batch(rows, _STEP_BYTES))
+                step = []
+                for key, value in zip(pairs, pairs, strict=True):
+                    row = _json_object(value) if objects else {"key": _shown(key), "value": _shown(value)}
+                    if row is not None:
+                        step.append((key, row))
+                yield step
         finally:
             scan.close()
 
@@ -233,4 +227,4 @@ class PrefixQuery:
         try:
             return encode_row([row.get(name, MISSING) for name in columns])
         except ValidationError as error:
-            raise ValidationError(f"the value of key {key[:64]!r} cannot be shown as TOON: {error.message}") from None
+            raise ValidationError(f"the row {key[:64]!r} cannot be shown as TOON: {error.message}") from None

@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from toondb_protocol.arguments import ScanRange, wait_seconds, whole_number
@@ -30,7 +30,7 @@ from toondb_protocol.errors import (
 )
 from toondb_protocol.hello import ServerHello
 from toondb_protocol.keys import KeyLike, as_prefix, prefix_end
-from toondb_protocol.rows import Row, pair_rows
+from toondb_protocol.rows import Row
 
 from . import calls, forks
 from .aio_connection import AsyncConnection
@@ -188,20 +188,21 @@ class AsyncIpcClient(AsyncStore):
                 pool.discard(connection)
                 raise
 
-    async def _scan(self, scan: ScanRange) -> AsyncIterator[Row]:
-        if self._direct is not None:
-            rows = self._direct.scan(scan)
-            try:
-                for count, row in enumerate(rows, 1):
-                    yield row
-                    if not count % _ROWS_PER_TURN:
-                        await asyncio.sleep(0)  # nothing else lets other tasks run
-            finally:
-                rows.close()
-            return
-        call = calls.scan_start(0, scan, calls.FIRST_WINDOW)
-        first = call.frame
-        reply, connection = await self._hold(lambda c: c.roundtrip(first))
+    def _scan(self, scan: ScanRange) -> AsyncIterator[Row]:
+        return super()._scan(scan) if self._direct is None else self._scan_direct(self._direct, scan)
+
+    async def _scan_direct(self, direct: DirectReader, scan: ScanRange) -> AsyncIterator[Row]:
+        rows = direct.scan(scan)
+        try:
+            for count, row in enumerate(rows, 1):
+                yield row
+                if not count % _ROWS_PER_TURN:
+                    await asyncio.sleep(0)  # nothing else lets other tasks run
+        finally:
+            rows.close()
+
+    async def _batches(self, call: calls.Call) -> AsyncGenerator[list[Any], None]:
+        reply, connection = await self._hold(lambda c: c.roundtrip(call.frame), retry=call.retry)
         cursor: int | None = None
         window_bytes = calls.FIRST_WINDOW
         try:
@@ -209,15 +210,14 @@ class AsyncIpcClient(AsyncStore):
                 window: calls.Window = call.decode(reply)
                 cursor = window.cursor
                 for batch in window.batches:
-                    for row in pair_rows(batch):
-                        yield row
+                    yield batch
                 if cursor is None:
                     return
                 window_bytes = min(calls.LAST_WINDOW, window_bytes * 4)
-                call = calls.scan_next(0, cursor, window_bytes)
+                following = calls.scan_next(0, cursor, window_bytes, call.decode)
                 cursor = None
                 try:
-                    reply = await connection.roundtrip(call.frame)
+                    reply = await connection.roundtrip(following.frame)
                 except LostBeforeSending:
                     raise ConnectionLostError("the server closed the connection during the scan.") from None
         finally:
@@ -416,6 +416,8 @@ class AsyncTransaction(AsyncStore):
         self._lock = asyncio.Lock()
         self._ended = ""
         self._failure = ""
+        # Cursors of streams that nobody reads to the end.
+        self._given_up: list[int] = []
         self._open[id(pool), transaction_id] = self
 
     @classmethod
@@ -486,20 +488,27 @@ class AsyncTransaction(AsyncStore):
             result: T = stop.value
             return result
 
-    async def _scan(self, scan: ScanRange) -> AsyncIterator[Row]:
-        call = calls.scan_start(self._txn, scan, calls.FIRST_WINDOW)
+    async def _batches(self, call: calls.Call) -> AsyncGenerator[list[Any], None]:
+        if self._given_up:
+            closing, self._given_up = self._given_up, []
+            await self._exchange([calls.scan_close(self._txn, cursor).frame for cursor in closing])
+        cursor: int | None = None
         window_bytes = calls.FIRST_WINDOW
-        while True:
-            # A scan that is given up leaves its cursor to the end of the transaction: closing it would need
-            # an await where Python may not allow one.
-            window: calls.Window = await self._call(call)
-            for batch in window.batches:
-                for row in pair_rows(batch):
-                    yield row
-            if window.cursor is None:
-                return
-            window_bytes = min(calls.LAST_WINDOW, window_bytes * 4)
-            call = calls.scan_next(self._txn, window.cursor, window_bytes)
+        try:
+            while True:
+                window: calls.Window = await self._call(call)
+                cursor = window.cursor
+                for batch in window.batches:
+                    yield batch
+                if cursor is None:
+                    return
+                window_bytes = min(calls.LAST_WINDOW, window_bytes * 4)
+                call = calls.scan_next(self._txn, cursor, window_bytes, call.decode)
+                cursor = None
+        finally:
+            if cursor is not None:
+                # Closing it would need an await where Python may not allow one.
+                self._given_up.append(cursor)
 
     def pipeline(self) -> AsyncPipeline:
         """Gather requests inside this transaction and send them together."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from toondb_protocol.arguments import Items, ScanRange, new_ttl_ms, scan_range, ttl_to_ms
@@ -10,7 +10,9 @@ from toondb_protocol.columns import Columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
 from toondb_protocol.paths import path_key
 from toondb_protocol.query_builder import AsyncQueryBuilder, QueryAnswer
-from toondb_protocol.rows import Row
+from toondb_protocol.rows import Row, pair_rows
+from toondb_protocol.sql_result import SQLQueryResult
+from toondb_protocol.sql_values import SqlParameters
 
 from . import calls
 from .store import ms_or_none, value_or_none
@@ -36,8 +38,18 @@ class AsyncStore:
     async def _run(self, operation: calls.Operation[T]) -> T:
         raise NotImplementedError
 
-    def _scan(self, scan: ScanRange) -> AsyncIterator[Row]:
+    def _batches(self, call: calls.Call) -> AsyncGenerator[list[Any], None]:
+        """The batches of a stream that is read window by window."""
         raise NotImplementedError
+
+    async def _scan(self, scan: ScanRange) -> AsyncIterator[Row]:
+        batches = self._batches(calls.scan_start(self._txn, scan, calls.FIRST_WINDOW))
+        try:
+            async for batch in batches:
+                for row in pair_rows(batch):
+                    yield row
+        finally:
+            await batches.aclose()
 
     async def get(self, key: KeyLike) -> bytes | None:
         """The value of a key; None when there is none (an empty value is ``b""``)."""
@@ -158,6 +170,39 @@ class AsyncStore:
         """
         return self._scan(scan_range(start, end, limit=limit, reverse=reverse, batch=batch_size, prefix=False))
 
+    async def execute_sql(self, sql: str, params: SqlParameters = None) -> SQLQueryResult:
+        """Run one SQL statement, outside a transaction in one of its own; see :meth:`Store.execute_sql`."""
+        return calls.sql_result(await self._call(calls.sql(self._txn, sql, params)))
+
+    async def execute(self, sql: str, params: SqlParameters = None) -> SQLQueryResult:
+        """The same as :meth:`execute_sql`."""
+        return await self.execute_sql(sql, params)
+
+    async def executemany(self, sql: str, params: Iterable[SqlParameters]) -> SQLQueryResult:
+        """Run one SQL statement for each set of values, all or none; see :meth:`Store.executemany`."""
+        return calls.sql_result(await self._run(calls.sql_many(self._txn, sql, params)))
+
+    async def execute_script(self, sql: str) -> SQLQueryResult:
+        """Run any number of SQL statements, all or none; see :meth:`Store.execute_script`."""
+        return calls.sql_result(await self._call(calls.sql_script(self._txn, sql)))
+
+    def stream_sql(self, sql: str, params: SqlParameters = None) -> AsyncIterator[dict[str, Any]]:
+        """The rows of one SQL statement, read as they are asked for; see :meth:`Store.stream_sql`."""
+        return self._stream_sql(calls.sql_start(self._txn, sql, params, calls.FIRST_WINDOW))
+
+    async def _stream_sql(self, call: calls.Call) -> AsyncIterator[dict[str, Any]]:
+        columns: list[str] | None = None
+        batches = self._batches(call)
+        try:
+            async for flat in batches:
+                if columns is None:
+                    columns = flat
+                    continue
+                for row in calls.sql_rows(columns, flat):
+                    yield dict(zip(columns, row, strict=True))
+        finally:
+            await batches.aclose()
+
     def query(
         self,
         prefix: KeyLike,
@@ -174,7 +219,7 @@ class AsyncStore:
         return answer
 
     async def create_table(self, name: str, columns: Columns) -> None:
-        """Create a table.
+        """Create a SQL table whose columns hold just one type each.
 
         Args:
             name: Its name.

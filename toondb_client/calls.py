@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Generator, Iterable, Mapping
 from enum import Enum
@@ -36,12 +37,15 @@ from toondb_protocol.keys import KeyLike
 from toondb_protocol.layout import decode_map
 from toondb_protocol.messages import encode_request
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
+from toondb_protocol.sql_result import SQLQueryResult
+from toondb_protocol.sql_values import BAD_VALUES, SqlParameters, given_parameters, given_sql, parameter_sets
 
 __all__ = [
     "Call",
     "ChangesPage",
     "Loss",
     "Operation",
+    "SqlDone",
     "Step",
     "WatchPatience",
     "Window",
@@ -73,6 +77,12 @@ __all__ = [
     "scan_close",
     "scan_next",
     "scan_start",
+    "sql",
+    "sql_many",
+    "sql_result",
+    "sql_rows",
+    "sql_script",
+    "sql_start",
     "stats",
     "ttl",
 ]
@@ -297,13 +307,21 @@ class WatchPatience:
 class Window(NamedTuple):
     """Part of a scan: batches of flat rows, how many rows, and the cursor that goes on, if any."""
 
-    batches: list[list[bytes]]
+    batches: list[list[Any]]
     rows: int
     cursor: int | None
 
 
 def _window(reply: ReplyFrame) -> Window:
-    batches = _rows(reply, _BYTES)
+    return _window_of(reply, _BYTES)
+
+
+def _sql_window(reply: ReplyFrame) -> Window:
+    return _window_of(reply, _SQL_TYPES)
+
+
+def _window_of(reply: ReplyFrame, types: frozenset[type]) -> Window:
+    batches = _rows(reply, types)
     end = decode_map(reply.payload)
     rows, cursor = end.get("rows", 0), end.get("cursor")
     if not isinstance(rows, int) or not (cursor is None or isinstance(cursor, int)):
@@ -440,6 +458,112 @@ def query(txn: int, body: Mapping[str, Any]) -> Call:
     return Call(_frame(Opcode.QUERY, {"body": dict(body)}, txn), _window, True)
 
 
+# SQL
+
+
+class SqlDone(NamedTuple):
+    """What a statement did, and its rows in flat batches; the first batch has the names of its columns."""
+
+    batches: list[list[Any]]
+    affected: int
+    last_row_id: int
+
+
+def _sql_done(reply: ReplyFrame) -> SqlDone:
+    batches = _rows(reply, _SQL_TYPES)
+    end = decode_map(reply.payload)
+    affected, last_row_id = end.get("affected", 0), end.get("last_row_id", 0)
+    if type(affected) is not int or type(last_row_id) is not int:
+        raise ProtocolError("the server closed a statement with facts of the wrong type")
+    return SqlDone(batches, affected, last_row_id)
+
+
+def sql_result(done: SqlDone) -> SQLQueryResult:
+    """The result that a caller gets."""
+    columns = done.batches[0] if done.batches else []
+    rows: list[tuple[Any, ...]] = []
+    for flat in done.batches[1:]:
+        rows += sql_rows(columns, flat)
+    return SQLQueryResult(columns, rows, done.affected, done.last_row_id)
+
+
+def sql_rows(columns: list[str], flat: list[Any]) -> Iterable[tuple[Any, ...]]:
+    """The rows of a batch."""
+    width = len(columns)
+    if not width or len(flat) % width or set(map(type, columns)) != {str}:
+        raise ProtocolError("the server sent rows that do not fit their columns")
+    return zip(*[iter(flat)] * width, strict=True)
+
+
+def sql(txn: int, text: str, params: SqlParameters) -> Call:
+    """Run one statement; answers a :class:`SqlDone`."""
+    body: dict[str, Any] = {"sql": given_sql(text)}
+    values = given_parameters(params)
+    if values is not None:
+        body["params"] = values
+    return Call(_sql_frame(body, txn), _sql_done, _ONLY_READS.match(text) is not None)
+
+
+def sql_script(txn: int, text: str) -> Call:
+    """Run any number of statements."""
+    return Call(_sql_frame({"sql": given_sql(text), "script": True}, txn), _sql_done, False)
+
+
+def sql_many(txn: int, text: str, params: Iterable[SqlParameters]) -> Operation[SqlDone]:
+    """Run one statement for each set of values, atomically."""
+    body: dict[str, Any] = {"sql": given_sql(text)}
+    values = parameter_sets(params)
+    if values.names is not None:
+        body["names"] = values.names
+    width = max(1, values.width)
+    runs_each = max(1, _VALUES_PER_REQUEST // width)
+    at = 0
+    step: list[bytes] = []
+    size = 0
+    while True:
+        runs = min(runs_each, values.runs - at)
+        body["params"], body["runs"] = values.flat[at * width : (at + runs) * width], runs
+        at += runs
+        last = at >= values.runs
+        if last:
+            break
+        frame = _sql_frame({**body, "more": True}, txn)
+        body["part"] = body.get("part", 0) + 1
+        step.append(frame)
+        size += len(frame)
+        if size >= _STEP_BYTES:
+            _check_all((yield Step(step, Loss.NOTHING)))
+            step, size = [], 0
+    # It comes with those before it in one step, whose loss is that of the commit.
+    replies = yield Step([*step, _sql_frame(body, txn)], Loss.UNKNOWN)
+    _check_all(replies)
+    return _sql_done(replies[-1])
+
+
+def sql_start(txn: int, text: str, params: SqlParameters, window: int) -> Call:
+    """Start a statement; answers its first :class:`Window`, whose first batch has the names of its columns."""
+    body: dict[str, Any] = {"sql": given_sql(text), "window": window}
+    values = given_parameters(params)
+    if values is not None:
+        body["params"] = values
+    return Call(_sql_frame(body, txn), _sql_window, _ONLY_READS.match(text) is not None)
+
+
+def _sql_frame(body: dict[str, Any], txn: int) -> bytes:
+    try:
+        return _frame(Opcode.QUERY, {"body": body}, txn)
+    except OverflowError:
+        raise ValidationError(
+            "the values do not fit the parameters of the statement: an integer does not fit into 64 bits.",
+            remediation=BAD_VALUES,
+        ) from None
+
+
+_VALUES_PER_REQUEST = 65_536
+_ONLY_READS = re.compile(r"\s*(?:select|values|explain)\b", re.IGNORECASE)
+_SQL_TYPES: frozenset[type] = frozenset({bytes, int, float, str, type(None)})
+
+
 # Scans
 
 
@@ -457,9 +581,12 @@ def scan_start(txn: int, scan: ScanRange, window: int) -> Call:
     return Call(_frame(Opcode.SCAN, {"body": body}, txn), _window, True)
 
 
-def scan_next(txn: int, cursor: int, window: int) -> Call:
-    """The next window of a cursor. Not retried: the cursor is gone with its connection."""
-    return Call(_frame(Opcode.SCAN, {"body": {"cursor": cursor, "window": window}}, txn), _window, False)
+def scan_next(txn: int, cursor: int, window: int, decode: Callable[[ReplyFrame], Window] = _window) -> Call:
+    """The next window of a cursor. Not retried: the cursor is gone with its connection.
+
+    ``decode`` is that of the call that started it.
+    """
+    return Call(_frame(Opcode.SCAN, {"body": {"cursor": cursor, "window": window}}, txn), decode, False)
 
 
 def scan_close(txn: int, cursor: int) -> Call:

@@ -31,7 +31,7 @@ from toondb_protocol.errors import (
 )
 from toondb_protocol.hello import ServerHello
 from toondb_protocol.keys import KeyLike, as_prefix, prefix_end
-from toondb_protocol.rows import Row, pair_rows
+from toondb_protocol.rows import Row
 
 from . import calls, forks
 from .connection import LostBeforeSending, SyncConnection
@@ -228,15 +228,12 @@ class IpcClient(SyncStore):
     def _scan(self, scan: ScanRange) -> Iterator[Row]:
         if self._direct is not None:
             return self._direct.scan(scan)
-        return self._scan_windows(scan)
+        return super()._scan(scan)
 
-    def _scan_windows(self, scan: ScanRange) -> Iterator[Row]:
-        pool = self._pool
-        call = calls.scan_start(0, scan, calls.FIRST_WINDOW)
-        # The first window may come from any connection; the cursor keeps that connection for this scan.
-        first = call.frame
-        reply, connection = self._hold(lambda c: c.roundtrip(first), retry=True)
-        yield from _windows(reply, call, connection, pool)
+    def _batches(self, call: calls.Call) -> Iterator[list[Any]]:
+        # The first window may come from any connection; the cursor keeps that connection for this stream.
+        reply, connection = self._hold(lambda c: c.roundtrip(call.frame), retry=call.retry)
+        yield from _windows(reply, call, connection, self._pool)
 
     # Reads that can be served from the file
 
@@ -409,8 +406,8 @@ class IpcClient(SyncStore):
         return f"<IpcClient {self._pool.path}{' closed' if self.closed else ''}>"
 
 
-def _windows(reply: ReplyFrame, call: calls.Call, connection: SyncConnection, pool: SyncPool) -> Iterator[Row]:
-    """The rows of a scan that owns its connection until it ends."""
+def _windows(reply: ReplyFrame, call: calls.Call, connection: SyncConnection, pool: SyncPool) -> Iterator[list[Any]]:
+    """The batches of a stream that owns its connection until it ends."""
     generation = forks.generation()
     cursor: int | None = None
     window_bytes = calls.FIRST_WINDOW
@@ -418,14 +415,13 @@ def _windows(reply: ReplyFrame, call: calls.Call, connection: SyncConnection, po
         while True:
             window: calls.Window = call.decode(reply)
             cursor = window.cursor
-            for batch in window.batches:
-                yield from pair_rows(batch)
+            yield from window.batches
             if cursor is None:
                 return
             if forks.generation() != generation:
                 raise ForkedProcessError("this scan was started by the parent process.", remediation="Scan again.")
             window_bytes = min(calls.LAST_WINDOW, window_bytes * 4)
-            call = calls.scan_next(0, cursor, window_bytes)
+            call = calls.scan_next(0, cursor, window_bytes, call.decode)
             cursor = None
             try:
                 reply = connection.roundtrip(call.frame)
@@ -534,20 +530,18 @@ class Transaction(SyncStore):
             result: T = stop.value
             return result
 
-    def _scan(self, scan: ScanRange) -> Iterator[Row]:
-        call = calls.scan_start(self._txn, scan, calls.FIRST_WINDOW)
+    def _batches(self, call: calls.Call) -> Iterator[list[Any]]:
         window_bytes = calls.FIRST_WINDOW
         cursor: int | None = None
         try:
             while True:
                 window: calls.Window = self._call(call)
                 cursor = window.cursor
-                for batch in window.batches:
-                    yield from pair_rows(batch)
+                yield from window.batches
                 if cursor is None:
                     return
                 window_bytes = min(calls.LAST_WINDOW, window_bytes * 4)
-                call = calls.scan_next(self._txn, cursor, window_bytes)
+                call = calls.scan_next(self._txn, cursor, window_bytes, call.decode)
                 cursor = None
         finally:
             if cursor is not None and self._generation == forks.generation():

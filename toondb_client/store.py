@@ -10,7 +10,9 @@ from toondb_protocol.columns import Columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
 from toondb_protocol.paths import path_key
 from toondb_protocol.query_builder import QueryAnswer
-from toondb_protocol.rows import Row
+from toondb_protocol.rows import Row, pair_rows
+from toondb_protocol.sql_result import SQLQueryResult
+from toondb_protocol.sql_values import SqlParameters
 from toondb_protocol.store import Store
 
 from . import calls
@@ -41,8 +43,13 @@ class SyncStore(Store):
     def _run(self, operation: calls.Operation[T]) -> T:
         raise NotImplementedError
 
-    def _scan(self, scan: ScanRange) -> Iterator[Row]:
+    def _batches(self, call: calls.Call) -> Iterator[list[Any]]:
+        """The batches of a stream that is read window by window."""
         raise NotImplementedError
+
+    def _scan(self, scan: ScanRange) -> Iterator[Row]:
+        for batch in self._batches(calls.scan_start(self._txn, scan, calls.FIRST_WINDOW)):
+            yield from pair_rows(batch)
 
     def get(self, key: KeyLike) -> bytes | None:
         value: bytes | None = self._call(calls.get(self._txn, as_key(key)))
@@ -101,3 +108,22 @@ class SyncStore(Store):
 
     def create_table(self, name: str, columns: Columns) -> None:
         self._call(calls.create_table(self._txn, name, columns))
+
+    def execute_sql(self, sql: str, params: SqlParameters = None) -> SQLQueryResult:
+        return calls.sql_result(self._call(calls.sql(self._txn, sql, params)))
+
+    def executemany(self, sql: str, params: Iterable[SqlParameters]) -> SQLQueryResult:
+        return calls.sql_result(self._run(calls.sql_many(self._txn, sql, params)))
+
+    def execute_script(self, sql: str) -> SQLQueryResult:
+        return calls.sql_result(self._call(calls.sql_script(self._txn, sql)))
+
+    def stream_sql(self, sql: str, params: SqlParameters = None) -> Iterator[dict[str, Any]]:
+        return self._stream_sql(calls.sql_start(self._txn, sql, params, calls.FIRST_WINDOW))
+
+    def _stream_sql(self, call: calls.Call) -> Iterator[dict[str, Any]]:
+        batches = self._batches(call)
+        columns: list[str] = next(batches, [])
+        for flat in batches:
+            for row in calls.sql_rows(columns, flat):
+                yield dict(zip(columns, row, strict=True))

@@ -14,7 +14,7 @@ from toondb_protocol.errors import ConfigurationError, ToonDBError
 from . import __version__
 from .cli_options import database_option, setting, socket_option
 from .cli_types import ByteSize, OctalMode, UserId
-from .config import ServerConfig
+from .config import DEFAULT_STATEMENT_TIMEOUT_MS, ServerConfig
 
 __all__ = ["cli", "main"]
 
@@ -154,6 +154,20 @@ def cli() -> None:
     "--foreign-keys",
     is_flag=True,
     help="Enforce FOREIGN KEY constraints in SQL.",
+)
+@setting(
+    "--statement-timeout-ms",
+    type=int,
+    default=DEFAULT_STATEMENT_TIMEOUT_MS,
+    show_default=True,
+    help="A SQL statement may run for so long; 0 for ever.",
+)
+@setting(
+    "--sql-memory",
+    type=ByteSize(),
+    default="1GiB",
+    show_default=True,
+    help="Memory that SQL statements may take in all; 0 for any.",
 )
 @setting(
     "--loop",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toondb.engine.options import DEFAULT_CHANGE_HISTORY, DEFAULT_MAP_SIZE, EngineOptions, SyncMode
+from toondb.sql.options import SqlOptions
 from toondb_protocol.errors import ConfigurationError
 from toondb_protocol.frames import DEFAULT_MAX_FRAME, MAX_MAX_FRAME
 
@@ -15,6 +16,8 @@ DEFAULT_DATABASE = "./toondb_data"
 SOCKET_NAME = "toondb.sock"
 _MIN_FRAME = 1024
 DEFAULT_CACHE_SIZE = 64 * 1024 * 1024
+DEFAULT_STATEMENT_TIMEOUT_MS = 30_000
+DEFAULT_SQL_MEMORY = 1024 * 1024 * 1024
 
 
 def default_socket(database: str) -> str:
@@ -44,6 +47,8 @@ class ServerConfig:
         socket_group: Group of the socket.
         allow_uids: User ids that may connect; empty = whoever the socket's mode lets in.
         foreign_keys: Enforce FOREIGN KEY constraints in SQL.
+        statement_timeout_ms: A SQL statement may run for so many milliseconds; 0 = for ever.
+        sql_memory: Bytes that SQLite may take in all; 0 = any.
         loop: ``auto`` (uvloop when installed), ``uvloop`` or ``asyncio``.
 
     Raises:
@@ -66,6 +71,8 @@ class ServerConfig:
     socket_group: str | None = None
     allow_uids: frozenset[int] = frozenset()
     foreign_keys: bool = False
+    statement_timeout_ms: int = DEFAULT_STATEMENT_TIMEOUT_MS
+    sql_memory: int = DEFAULT_SQL_MEMORY
     loop: str = "auto"
 
     def __post_init__(self) -> None:
@@ -77,6 +84,9 @@ class ServerConfig:
             raise ConfigurationError(f"--max-frame is {self.max_frame}, it must be {_MIN_FRAME} to {MAX_MAX_FRAME}.")
         if self.cache_size < 0:
             raise ConfigurationError(f"--cache-size is {self.cache_size}, it must be 0 or more.")
+        for name, number in (("statement-timeout-ms", self.statement_timeout_ms), ("sql-memory", self.sql_memory)):
+            if number < 0:
+                raise ConfigurationError(f"--{name} is {number}, it must be 0 or more.")
         if not 0 <= self.socket_mode <= 0o777:
             raise ConfigurationError(f"--socket-mode is {self.socket_mode:o}, it must be 000 to 777 in octal.")
         if self.loop not in ("auto", "uvloop", "asyncio"):
@@ -104,3 +114,8 @@ class ServerConfig:
             transaction_idle_seconds=timeout,
             transaction_age_seconds=age,
         )
+
+    def sql_options(self) -> SqlOptions:
+        """The options of SQL."""
+        seconds = self.statement_timeout_ms / 1000 if self.statement_timeout_ms else None
+        return SqlOptions(self.foreign_keys, seconds, self.sql_memory)

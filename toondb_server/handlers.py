@@ -14,9 +14,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from toondb.engine.catalog import MAX_COLUMNS, CreateTable, check_schema, table_exists, table_key
 from toondb.engine.conditional import CompareAndSet, Conditional, Expire, Increment, PutFor
-from toondb.engine.environment import Space
 from toondb.engine.options import Isolation
 from toondb.engine.transaction import State, Transaction
 from toondb.engine.writer import Checkpoint
@@ -51,6 +49,7 @@ from .requests import (
     txn_id,
     uint,
 )
+from .sql import commit_job, create_table_job, drop_sql_cursor
 from .streams import drop_cursor, query_classic, query_extended, scan_classic, scan_extended
 
 if TYPE_CHECKING:
@@ -113,11 +112,15 @@ def _end(session: Session, transaction_id: int) -> Transaction:
     del session.transactions[transaction_id]
     for cursor in [cursor for cursor in session.cursors.values() if cursor.transaction == transaction_id]:
         drop_cursor(session, cursor)
+    for statement in [cursor for cursor in session.sql_cursors.values() if cursor.transaction == transaction_id]:
+        drop_sql_cursor(session, statement)
     return transaction
 
 
 def _commit(session: Session, transaction_id: int, style: Write) -> Result:
     transaction = _end(session, transaction_id)
+    if transaction.attachment is not None:
+        return commit_job(session, transaction, lambda lsn: pack_header(Reply.TXN_ID, 8) + lsn.to_bytes(8, "little"))
     lsn = session.engine.commit_read_only(transaction)
     if lsn is None:
         transaction.start_commit()
@@ -330,7 +333,9 @@ def _get_path_extended(session: Session, payload: bytes) -> Result:
 # Tables
 
 
-def _create_table(session: Session, payload: bytes, transaction_id: int, style: Write) -> Result:
+def _create_table(session: Session, payload: bytes, transaction_id: int) -> Result:
+    from toondb.sql.table import MAX_COLUMNS, check_schema
+
     # Before the columns are decoded: 65,535 of them would keep the loop busy.
     after_name = 2 + int.from_bytes(payload[:2], "little")
     count = int.from_bytes(payload[after_name : after_name + 2], "little")
@@ -338,22 +343,15 @@ def _create_table(session: Session, payload: bytes, transaction_id: int, style: 
         raise ValidationError(f"the table has {count} columns, 1 to {MAX_COLUMNS} are allowed.")
     fields = decode_fields(MESSAGES[Opcode.CREATE_TABLE].classic, payload)
     schema = check_schema(fields["name"], [(c["name"], c["type"], c["nullable"]) for c in fields["columns"]])
-    if not transaction_id:
-        return CreateTable(schema), style
-    transaction = find_transaction(session, transaction_id)
-    key = table_key(schema.name)
-    if transaction.get(key, Space.CATALOG) is not None:
-        raise table_exists(schema.name)
-    transaction.put(key, schema.encode(), Space.CATALOG)
-    return _OK
+    return create_table_job(session, transaction_id, schema, _OK)
 
 
 def _create_table_classic(session: Session, payload: bytes) -> Result:
-    return _create_table(session, payload, 0, Write.CLASSIC)
+    return _create_table(session, payload, 0)
 
 
 def _create_table_extended(session: Session, payload: bytes) -> Result:
-    return _create_table(session, payload[8:], txn_id(payload), Write.EXTENDED)
+    return _create_table(session, payload[8:], txn_id(payload))
 
 
 # Server
@@ -403,10 +401,10 @@ _TABLE: dict[Opcode, tuple[Handler, Handler, Kind, Kind]] = {
     Opcode.GET: (_get, _get_extended, Kind.READ, Kind.READ),
     Opcode.DELETE: (_delete, _delete_extended, Kind.WRITE, Kind.WRITE_IF_AUTOCOMMIT),
     Opcode.BEGIN_TXN: (_begin_classic, _begin_extended, Kind.READ, Kind.READ),
-    Opcode.COMMIT_TXN: (_commit_classic, _commit_extended, Kind.WRITE, Kind.WRITE),
+    Opcode.COMMIT_TXN: (_commit_classic, _commit_extended, Kind.COMMIT, Kind.COMMIT),
     Opcode.ABORT_TXN: (_abort_classic, _abort_extended, Kind.READ, Kind.READ),
     Opcode.QUERY: (query_classic, query_extended, Kind.READ, Kind.READ),
-    Opcode.CREATE_TABLE: (_create_table_classic, _create_table_extended, Kind.WRITE, Kind.WRITE_IF_AUTOCOMMIT),
+    Opcode.CREATE_TABLE: (_create_table_classic, _create_table_extended, Kind.READ, Kind.READ),
     Opcode.PUT_PATH: (_put_path, _put_path_extended, Kind.WRITE, Kind.WRITE_IF_AUTOCOMMIT),
     Opcode.GET_PATH: (_get_path, _get_path_extended, Kind.READ, Kind.READ),
     Opcode.SCAN: (scan_classic, scan_extended, Kind.READ, Kind.READ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from enum import Enum, IntFlag
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -18,13 +18,16 @@ from toondb_protocol.errors import (
     ToonDBError,
     TransactionNotFoundError,
 )
+from toondb_protocol.frames import REPLY_SLACK, pack_header
 from toondb_protocol.layout import decode_map
 from toondb_protocol.messages import MapKey, check_body
+from toondb_protocol.opcodes import Reply
 
 if TYPE_CHECKING:
     from .session import Session
 
 __all__ = [
+    "WAITING",
     "Answered",
     "Handler",
     "Job",
@@ -33,6 +36,7 @@ __all__ = [
     "Refused",
     "Result",
     "Volatile",
+    "Waiting",
     "Write",
     "binary",
     "boolean",
@@ -41,12 +45,14 @@ __all__ = [
     "find_transaction",
     "map_body",
     "only",
+    "row_frames",
     "txn_id",
     "uint",
 ]
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_CONTAINERS = 4096
+_FEW_CONTAINERS = 8
 
 
 class Parked(NamedTuple):
@@ -56,11 +62,18 @@ class Parked(NamedTuple):
     seconds: float
 
 
+class Waiting:
+    """What a job yields to sleep until something that it waits for wakes its session."""
+
+
+WAITING = Waiting()
+
+
 class Volatile(bytes):
     """A complete reply that is true only now: it must not be kept for the next who asks."""
 
 
-Job: TypeAlias = Generator[bytes | Parked | None, None, None]
+Job: TypeAlias = Generator[bytes | Parked | Waiting | None, None, None]
 
 
 class Kind(Enum):
@@ -69,7 +82,8 @@ class Kind(Enum):
     READ = 0
     WRITE = 1
     WRITE_IF_AUTOCOMMIT = 2
-    UNKNOWN = 3
+    COMMIT = 3
+    UNKNOWN = 4
 
 
 class Write(IntFlag):
@@ -128,37 +142,38 @@ def find_transaction(session: Session, transaction_id: int) -> Transaction:
     return transaction
 
 
-def map_body(payload: bytes, keys: tuple[MapKey, ...] | None) -> dict[str, Any]:
+def map_body(payload: bytes, keys: tuple[MapKey, ...] | None, *, largest: int = _MAX_BODY_BYTES) -> dict[str, Any]:
     """The msgpack map after the transaction id; ``keys`` None takes any map.
 
     Small bytes can make large objects (an empty array is one byte on the wire and some 70 in memory), so both
-    the body and what it is made of are bounded before it is decoded.
+    the body and what it is made of are bounded before it is decoded. A body over 4 MiB, up to ``largest``, may have a
+    few arrays and maps only.
     """
     size = len(payload) - 8
-    if size > _MAX_BODY_BYTES:
+    if size > largest:
         raise FrameTooLargeError(
-            f"the msgpack body has {size} bytes, the limit is {_MAX_BODY_BYTES}.",
+            f"the msgpack body has {size} bytes, the limit is {largest}.",
             remediation="Spread it over several requests, for example fewer keys in each.",
-            details={"limit": _MAX_BODY_BYTES, "actual": size},
+            details={"limit": largest, "actual": size},
         )
     raw = payload[8:]
     if size > _MAX_CONTAINERS:
-        _check_containers(raw)
+        _check_containers(raw, _MAX_CONTAINERS if size <= _MAX_BODY_BYTES else _FEW_CONTAINERS)
     body = decode_map(raw)
     if keys is not None:
         check_body(keys, body)
     return body
 
 
-def _check_containers(raw: bytes) -> None:
+def _check_containers(raw: bytes, most: int) -> None:
     """Refuse a body of very many arrays and maps, holding only one of them at a time."""
     count = 0
 
     def drop(_: object) -> None:
         nonlocal count
         count += 1
-        if count > _MAX_CONTAINERS:
-            raise MalformedRequestError(f"the msgpack body holds more than {_MAX_CONTAINERS} arrays and maps")
+        if count > most:
+            raise MalformedRequestError(f"the msgpack body holds more than {most} arrays and maps")
 
     # What is wrong otherwise is told by the decoder proper.
     with contextlib.suppress(ValueError, msgpack.UnpackException, RecursionError):
@@ -209,3 +224,25 @@ def only(body: dict[str, Any], name: str, allowed: frozenset[str]) -> None:
     others = body.keys() - allowed
     if others:
         raise MalformedRequestError(f"{sorted(others)[0]!r} has no meaning together with {name!r}")
+
+
+# Replies
+
+
+def row_frames(session: Session, rows: list[Any], width: int) -> Iterator[bytes]:
+    """ROW frames of a flat list of rows of ``width`` items; halved until each fits into a frame."""
+    payload: bytes = msgpack.packb(rows)
+    if len(payload) <= session.server.config.max_frame + REPLY_SLACK:
+        yield pack_header(Reply.ROW, len(payload)) + payload
+        return
+    count = len(rows) // width
+    if count == 1:
+        # It was stored when the cap was larger.
+        raise FrameTooLargeError(
+            f"a row of {len(payload)} bytes does not fit into a frame.",
+            remediation="Ask for less of it, or restart the server with a larger --max-frame.",
+            details={"limit": session.server.config.max_frame, "actual": len(payload)},
+        )
+    half = count // 2 * width
+    yield from row_frames(session, rows[:half], width)
+    yield from row_frames(session, rows[half:], width)

@@ -15,6 +15,7 @@ from toondb.engine.engine import Engine
 from toondb.engine.options import Isolation
 from toondb.engine.transaction import Transaction
 from toondb.engine.writer import Unit, WriteRequest
+from toondb.sql.opening import LazySql
 from toondb_protocol.errors import PeerNotAllowedError, TooManyClientsError, ToonDBError
 from toondb_protocol.hello import FEATURES, ServerHello
 from toondb_protocol.layout import encode_map
@@ -26,9 +27,13 @@ from .listener import peer_credentials
 from .reply_cache import ReplyCache
 from .requests import Parked
 from .session import Session
+from .sql import SqlCursor
+from .workers import Task, Workers
 
 __all__ = ["Server"]
 
+_READING_THREADS = 8
+_WRITING_THREADS = 32
 _SWEEPS_PER_TIMEOUT = 4
 _MIN_SWEEP_SECONDS = 0.02
 _MAX_SWEEP_SECONDS = 1.0
@@ -77,6 +82,14 @@ class Server:
         self.on_sweep: Callable[[], None] = lambda: None
         self.cache = ReplyCache(engine.environment, config.cache_size)
         self.find_reply = self.cache.find
+        # SQL runs on threads: a heavy query must not keep anybody waiting.
+        self.sql = LazySql(engine, config.sql_options())
+        self.workers = Workers(_READING_THREADS, "toondb-sql")
+        self.writing_workers = Workers(_WRITING_THREADS, "toondb-sql-write")
+        self.tasks: set[Task] = set()
+        self.sql_cursors: set[SqlCursor] = set()
+        # Sessions whose job sleeps until a step of its task is done.
+        self._waiting: set[Session] = set()
         # Sessions whose job sleeps until a commit, each with what ends its sleep at the latest.
         self._parked: dict[Session, asyncio.TimerHandle] = {}
         self._waking = False
@@ -212,8 +225,30 @@ class Server:
         if self.engine.environment.announced_lsn > parked.lsn or self.draining:
             self.wake(session)
 
+    def wait_for_task(self, session: Session) -> None:
+        """Let the job of a session sleep until a step of its task is done."""
+        self._waiting.add(session)
+        self.jobs -= 1
+
+    def task_stepped(self, session: Session) -> None:
+        """Called on the worker thread when a step of a session's task is done."""
+        try:
+            self.loop.call_soon_threadsafe(self._task_stepped, session)
+        except RuntimeError:
+            pass  # the loop is closed: a shutdown was forced
+
+    def _task_stepped(self, session: Session) -> None:
+        # It may have committed: a view from before must not pin old pages while nobody reads.
+        self.reader.release_old()
+        if self.unpark(session):
+            session.step()
+
     def unpark(self, session: Session) -> bool:
         """Wake the job of a session without stepping it; whether it slept."""
+        if session in self._waiting:
+            self._waiting.discard(session)
+            self.jobs += 1
+            return True
         timer = self._parked.pop(session, None)
         if timer is None:
             return False
@@ -256,10 +291,26 @@ class Server:
                 self.connections_dropped += 1
                 self.log.warning("connection dropped", peer=session.peer, reason=why)
                 session.drop(why)
-        ended = self.engine.expire()
+        ended = self.engine.expire() + self._expire_statements()
         if ended:
             self.log.warning("expired transactions or cursors", count=ended)
         self.on_sweep()
+
+    def _expire_statements(self) -> int:
+        now = time.monotonic()
+        options = self.engine.options
+        ended = 0
+        for cursor in list(self.sql_cursors):
+            if cursor.expired:
+                continue
+            if cursor.paused and now - cursor.touched_at > options.transaction_idle_seconds:
+                cursor.expire(f"idle for more than {options.transaction_idle_seconds:g} s")
+            elif now - cursor.opened_at > options.transaction_age_seconds:
+                cursor.expire(f"open for more than {options.transaction_age_seconds:g} s")
+            else:
+                continue
+            ended += 1
+        return ended
 
     async def drain(self, grace: float) -> None:
         """Finish what was received on every connection, then close them all.
@@ -284,6 +335,11 @@ class Server:
         """Stop sweeping and let the cached view go."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        for task in list(self.tasks):
+            task.cancel()
+        self.workers.close()
+        self.writing_workers.close()
+        self.sql.close()
         self.reader.release()
 
     # Statistics
@@ -311,7 +367,7 @@ class Server:
             "version": __version__,
             "max_clients": self.config.max_clients,
             "cache_entries": self.cache.entries,
-            "open_cursors": sum(len(session.cursors) for session in self.sessions),
+            "open_cursors": sum(len(session.cursors) + len(session.sql_cursors) for session in self.sessions),
             **engine,
         }
 

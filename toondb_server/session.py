@@ -35,7 +35,8 @@ from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 
 from .handlers import HANDLERS, PURE, result_frame
 from .reply_cache import is_cacheable
-from .requests import Answered, Job, Kind, Parked, Refused, Volatile, Write
+from .requests import Answered, Job, Kind, Parked, Refused, Volatile, Waiting, Write
+from .sql import Gathered, SqlCursor, drop_sql_cursor
 from .streams import Cursor
 
 if TYPE_CHECKING:
@@ -105,10 +106,13 @@ class Session(asyncio.Protocol):
         "_yielded",
         "cursors",
         "engine",
+        "gathered",
         "next_cursor",
         "peer",
         "reader",
+        "sql_cursors",
         "transactions",
+        "uses_sql",
         "view",
     )
 
@@ -123,6 +127,11 @@ class Session(asyncio.Protocol):
         self.peer: str = ""
         self.transactions: dict[int, Transaction] = {}
         self.cursors: dict[int, Cursor] = {}
+        self.sql_cursors: dict[int, SqlCursor] = {}
+        # Parameters of a statement whose last ones are still to come.
+        self.gathered: Gathered | None = None
+        # A transaction of this session may have SQL to write at its commit, which is then no plain write.
+        self.uses_sql = False
         self.next_cursor = 1
         # Input that is not processed yet: an incomplete frame, or anything while the session is busy.
         self._chunks: list[bytes] = []
@@ -171,6 +180,9 @@ class Session(asyncio.Protocol):
         for cursor in self.cursors.values():
             cursor.scan.close()
         self.cursors.clear()
+        for statement in list(self.sql_cursors.values()):
+            drop_sql_cursor(self, statement)
+        self.gathered = None
         for transaction in self.transactions.values():
             # One that is with the writer thread is settled when the writer answers.
             if transaction.state is State.ACTIVE:
@@ -348,7 +360,7 @@ class Session(asyncio.Protocol):
         need = HEADER_SIZE
         requests = errors = 0
         max_frame = self._max_frame
-        turn_over = False
+        turn_over = waits = False
         while size - at >= HEADER_SIZE:
             opcode, length = unpack_header(data, at)
             handler, kind = HANDLERS[opcode]
@@ -382,6 +394,7 @@ class Session(asyncio.Protocol):
                 break
             if writes and (
                 kind is Kind.READ
+                or (kind is Kind.COMMIT and self.uses_sql)
                 or (kind is Kind.WRITE_IF_AUTOCOMMIT and data[at + HEADER_SIZE : at + HEADER_SIZE + 8] != _NO_TXN)
                 or len(writes) >= _MAX_WRITES_PER_REQUEST
             ):
@@ -418,7 +431,10 @@ class Session(asyncio.Protocol):
                 failed = False
                 while out_bytes <= _MAX_REPLY_BYTES_PER_TURN:
                     frame, ended, failed = self._next_frame(reply, extended=bool(opcode & EXTENDED))
-                    if isinstance(frame, Parked):
+                    if isinstance(frame, Waiting):
+                        waits = True
+                        frame = None
+                    elif isinstance(frame, Parked):
                         frame = None  # it asks again when it is stepped as a job
                     if frame is not None:
                         out.append(frame)
@@ -462,6 +478,8 @@ class Session(asyncio.Protocol):
             except ToonDBError as error:
                 self._answer_writes([error] * len(writes), writes, styles)
                 self._yield()
+        elif waits:
+            self._server.wait_for_task(self)
         elif self._job is not None:
             self.step_soon()
         elif turn_over and not self._writing_paused:
@@ -549,9 +567,9 @@ class Session(asyncio.Protocol):
         """
         if not self._step_due:
             self._step_due = True
-            self._loop.call_soon(self._step)
+            self._loop.call_soon(self.step)
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """Run the job until it ends or parks, the client must drain, or its turn is over."""
         self._step_due = False
         self._server.unpark(self)  # whatever woke it
@@ -565,6 +583,9 @@ class Session(asyncio.Protocol):
                 self._server.count(0, 1)
             if isinstance(frame, Parked):
                 self._server.park(self, frame)
+                return
+            if isinstance(frame, Waiting):
+                self._server.wait_for_task(self)
                 return
             if frame is not None:
                 self._send(frame)
@@ -591,7 +612,7 @@ class Session(asyncio.Protocol):
         # Sending may pause writing from inside the transport.
         return self._writing_paused
 
-    def _next_frame(self, job: Job, *, extended: bool) -> tuple[bytes | Parked | None, bool, bool]:
+    def _next_frame(self, job: Job, *, extended: bool) -> tuple[bytes | Parked | Waiting | None, bool, bool]:
         """Step a job: its next frame (None = it only yields, or it sleeps), whether it ended, whether it failed."""
         try:
             return next(job), False, False

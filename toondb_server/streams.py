@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-import msgpack
-
 from toondb.engine.environment import Space
 from toondb.engine.snapshot import Snapshot, SnapshotScan
 from toondb.engine.transaction import Transaction
 from toondb.engine.write_set import Scan
-from toondb.query import PrefixQuery
+from toondb.query import PrefixQuery, View
 from toondb_protocol.errors import (
     CursorNotFoundError,
     FrameTooLargeError,
@@ -29,9 +27,24 @@ from toondb_protocol.messages import MESSAGES, QUERY_KEYS, SCAN_KEYS
 from toondb_protocol.opcodes import Opcode, Reply
 from toondb_protocol.record import decode_expiry, live_value, now_ms
 
-from .requests import Job, Parked, Result, binary, boolean, find_transaction, map_body, only, txn_id, uint
+from .requests import (
+    Job,
+    Parked,
+    Result,
+    binary,
+    boolean,
+    find_transaction,
+    map_body,
+    only,
+    row_frames,
+    txn_id,
+    uint,
+)
+from .sql import names_table, resume_cursor, sql_job, table_job
 
 if TYPE_CHECKING:
+    from toondb.sql.table import TableRows
+
     from .session import Session
 
 __all__ = ["Cursor", "drop_cursor", "query_classic", "query_extended", "scan_classic", "scan_extended"]
@@ -124,6 +137,9 @@ def scan_extended(session: Session, payload: bytes) -> Result:
     batch = min(uint(body, "batch"), _MAX_BATCH_ROWS)
     if "cursor" in body:
         only(body, "cursor", _CURSOR_KEYS)
+        statement = session.sql_cursors.get(body["cursor"])
+        if statement is not None and statement.transaction == transaction_id:
+            return resume_cursor(session, statement, window, close=boolean(body, "close", default=False))
         cursor = session.cursors.get(body["cursor"])
         if cursor is None or cursor.transaction != transaction_id:
             raise CursorNotFoundError(f"no cursor {body['cursor']} is open on this connection.")
@@ -197,25 +213,6 @@ def _end_stream(rows: int, cursor: int | None) -> bytes:
     return pack_header(Reply.END_STREAM, len(payload)) + payload
 
 
-def _row_frames(session: Session, rows: list[Any], width: int) -> Iterator[bytes]:
-    """ROW frames of a flat list of rows of ``width`` items; halved until each fits into a frame."""
-    payload: bytes = msgpack.packb(rows)
-    if len(payload) <= session.server.config.max_frame + REPLY_SLACK:
-        yield pack_header(Reply.ROW, len(payload)) + payload
-        return
-    count = len(rows) // width
-    if count == 1:
-        # It was stored when the cap was larger.
-        raise FrameTooLargeError(
-            f"a row of {len(payload)} bytes does not fit into a frame.",
-            remediation="Restart the server with a larger --max-frame, or scan with values off.",
-            details={"limit": session.server.config.max_frame, "actual": len(payload)},
-        )
-    half = count // 2 * width
-    yield from _row_frames(session, rows[:half], width)
-    yield from _row_frames(session, rows[half:], width)
-
-
 def _scan_job(session: Session, start: Callable[[], Cursor], window: int) -> Job:
     """Stream ROW frames until the end, or until ``window`` bytes went out and a cursor can take over."""
     sent = rows = 0
@@ -237,7 +234,7 @@ def _scan_job(session: Session, start: Callable[[], Cursor], window: int) -> Job
             if cursor.remaining > 0:
                 cursor.remaining -= count
             rows_out, width = (flat, 2) if cursor.values else (flat[::2], 1)
-            for frame in _row_frames(session, rows_out, width):
+            for frame in row_frames(session, rows_out, width):
                 sent += len(frame)
                 yield frame
             if window and sent >= window and cursor.remaining and not scan.exhausted:
@@ -290,7 +287,7 @@ def _expiry_job(session: Session, transaction: Transaction | None, keys: list[by
         if snapshot is not None:
             snapshot.close()
     for at in range(0, len(flat), 2 * batch):
-        yield from _row_frames(session, flat[at : at + 2 * batch], 2)
+        yield from row_frames(session, flat[at : at + 2 * batch], 2)
     yield _end_stream(len(flat) // 2, None)
 
 
@@ -320,7 +317,7 @@ def _changes_job(session: Session, body: dict[str, Any]) -> Job:
                 rows += len(step)
                 flat = [item for c in step for item in (c.lsn, str(c.kind), c.key, c.value, c.last)]
                 if flat:
-                    yield from _row_frames(session, flat, 5)
+                    yield from row_frames(session, flat, 5)
                 else:
                     yield None
         except StopIteration as stop:
@@ -362,7 +359,7 @@ def _multi_get_job(
             weight = len(key) + len(value) + 16
             # Values are read before it is known whether they fit: flush so that one more never overflows.
             if flat and (size + weight > min(cap, _BATCH_BYTES) or len(flat) >= width * batch):
-                yield from _row_frames(session, flat, width)
+                yield from row_frames(session, flat, width)
                 flat, size = [], 0
             flat.append(key)
             session.engine.bytes_read += len(value)
@@ -370,7 +367,7 @@ def _multi_get_job(
                 flat.append(value)
             size += weight
         if flat:
-            yield from _row_frames(session, flat, width)
+            yield from row_frames(session, flat, width)
         yield _end_stream(rows, None)
     finally:
         if snapshot is not None:
@@ -383,92 +380,130 @@ def _multi_get_job(
 def query_classic(session: Session, payload: bytes) -> Result:
     """A classic QUERY."""
     fields = decode_fields(MESSAGES[Opcode.QUERY].classic, payload)
-    query = PrefixQuery(
-        fields["prefix"].encode(), columns=fields["columns"], limit=fields["limit"], offset=fields["offset"]
-    )
-    return _classic_query_job(session, query)
-
-
-def _classic_query_job(session: Session, query: PrefixQuery) -> Job:
-    session.engine.queries_executed += 1
+    asked = _Asked(fields["prefix"].encode(), fields["columns"], fields["limit"], fields["offset"], None)
     cap = session.server.config.max_frame
-    snapshot = session.engine.snapshot()
+
+    def frames(view: View, table: TableRows | None) -> Iterator[bytes | None]:
+        return _classic_frames(asked.query(table), view, cap)
+
+    return _query_job(session, None, asked, frames)
+
+
+def _classic_frames(query: PrefixQuery, view: View, cap: int) -> Iterator[bytes | None]:
     parts: list[bytes] = []
     size = 0
-    try:
-        for part in query.toon(snapshot):
-            if part is None:
-                yield None
-                continue
-            parts.append(part)
-            size += len(part)
-            if size > cap + REPLY_SLACK:
-                raise FrameTooLargeError(
-                    f"the result does not fit into one frame of {cap} bytes.",
-                    remediation="Use the streamed form: QUERY with the extended bit 0x40, or a limit.",
-                    details={"limit": cap},
-                )
-        yield pack_header(_VALUE, size) + b"".join(parts)
-    finally:
-        snapshot.close()
+    for part in query.toon(view):
+        if part is None:
+            yield None
+            continue
+        parts.append(part)
+        size += len(part)
+        if size > cap + REPLY_SLACK:
+            raise FrameTooLargeError(
+                f"the result does not fit into one frame of {cap} bytes.",
+                remediation="Use the streamed form: QUERY with the extended bit 0x40, or a limit.",
+                details={"limit": cap},
+            )
+    yield pack_header(_VALUE, size) + b"".join(parts)
 
 
 def query_extended(session: Session, payload: bytes) -> Result:
-    """An extended QUERY."""
+    """An extended QUERY: SQL, or the rows of a table or a key prefix."""
     transaction_id = txn_id(payload)
-    body = map_body(payload, QUERY_KEYS)
+    body = map_body(payload, QUERY_KEYS, largest=session.server.config.max_frame)
+    if "sql" in body:
+        return sql_job(session, transaction_id, body, payload)
+    for name in _OF_SQL:
+        if name in body:
+            raise MalformedRequestError(f"{name!r} goes with 'sql'")
     prefix = body.get("prefix", b"")
     if isinstance(prefix, str):
         prefix = prefix.encode(errors="surrogatepass")
-    if not isinstance(prefix, bytes):
-        raise MalformedRequestError("'prefix' must be text or binary")
-    columns = body.get("columns") or []
-    if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
-        raise MalformedRequestError("'columns' must be an array of text")
     form = body.get("form", "toon")
     if form not in ("toon", "rows", "count"):
         raise ValidationError(f"the query form {form!r:.60} is unknown; known: toon, rows, count.")
-    query = PrefixQuery(
-        prefix,
-        columns=columns,
-        limit=uint(body, "limit"),
-        offset=uint(body, "offset"),
-        where=body.get("where"),
-    )
+    asked = _Asked(prefix, body.get("columns") or [], uint(body, "limit"), uint(body, "offset"), body.get("where"))
     transaction = find_transaction(session, transaction_id) if transaction_id else None
-    return _query_job(session, query, form, transaction)
+
+    def frames(view: View, table: TableRows | None) -> Iterator[bytes | None]:
+        return _query_frames(session, asked.query(table), form, view)
+
+    return _query_job(session, transaction, asked, frames)
 
 
-def _query_job(session: Session, query: PrefixQuery, form: str, transaction: Transaction | None) -> Job:
+_OF_SQL = ("params", "runs", "names", "more", "part", "script", "window")
+
+
+class _Asked:
+    """What a query asks for."""
+
+    def __init__(
+        self, prefix: bytes, columns: list[str], limit: int, offset: int, where: dict[str, Any] | None
+    ) -> None:
+        self.prefix = prefix
+        self._columns, self._limit, self._offset, self._where = columns, limit, offset, where
+        self.query(None)  # what cannot be asked is refused at once
+
+    def query(self, table: TableRows | None) -> PrefixQuery:
+        return PrefixQuery(
+            self.prefix,
+            columns=self._columns,
+            limit=self._limit,
+            offset=self._offset,
+            where=self._where,
+            table=table,
+        )
+
+
+def _query_job(
+    session: Session,
+    transaction: Transaction | None,
+    asked: _Asked,
+    frames: Callable[[View, TableRows | None], Iterator[bytes | None]],
+) -> Job:
+    """Keys are read here, turn by turn; the rows of a table on a worker thread."""
     session.engine.queries_executed += 1
-    snapshot = None if transaction is not None else session.engine.snapshot()
-    session.view = snapshot or transaction.snapshot  # type: ignore[union-attr]
-    view: Any = transaction if transaction is not None else snapshot
-    rows = 0
-    try:
-        if form == "count":
-            for step in query.count(view):
-                if step is None:
-                    yield None
-                else:
-                    rows = step
-        elif form == "rows":
-            for batch in query.rows(view):
-                if batch:
-                    rows += len(batch) // 2
-                    yield from _row_frames(session, batch, 2)
-                else:
-                    yield None
+    if transaction is not None:
+        session.view = transaction.snapshot
+        if transaction.attachment is not None or names_table(session, transaction.snapshot, asked.prefix) is not False:
+            yield from table_job(session, transaction, asked.prefix, frames)
         else:
-            step_bytes = min(_BATCH_BYTES, session.server.config.max_frame)
-            for part in query.toon(view):
-                if part is None:
-                    yield None
-                    continue
-                for at in range(0, len(part), step_bytes):
-                    yield from _row_frames(session, [part[at : at + step_bytes]], 1)
-            rows = query.row_count
-        yield _end_stream(rows, None)
+            yield from frames(transaction, None)
+        return
+    snapshot = session.view = session.engine.snapshot()
+    try:
+        of_keys = names_table(session, snapshot, asked.prefix) is False
+        if of_keys:
+            yield from frames(snapshot, None)
     finally:
-        if snapshot is not None:
-            snapshot.close()
+        snapshot.close()
+    if not of_keys:
+        session.view = None
+        yield from table_job(session, None, asked.prefix, frames)
+
+
+def _query_frames(session: Session, query: PrefixQuery, form: str, view: View) -> Iterator[bytes | None]:
+    rows = 0
+    if form == "count":
+        for step in query.count(view):
+            if step is None:
+                yield None
+            else:
+                rows = step
+    elif form == "rows":
+        for batch in query.rows(view):
+            if batch:
+                rows += len(batch) // 2
+                yield from row_frames(session, batch, 2)
+            else:
+                yield None
+    else:
+        step_bytes = min(_BATCH_BYTES, session.server.config.max_frame)
+        for part in query.toon(view):
+            if part is None:
+                yield None
+                continue
+            for at in range(0, len(part), step_bytes):
+                yield from row_frames(session, [part[at : at + step_bytes]], 1)
+        rows = query.row_count
+    yield _end_stream(rows, None)

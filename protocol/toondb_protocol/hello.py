@@ -15,7 +15,7 @@ __all__ = ["FEATURES", "ServerHello", "client_hello", "parse_server_hello"]
 
 _T = TypeVar("_T")
 
-FEATURES = ("extended", "cursors", "serializable", "direct-reads", "options", "changes", "filters")
+FEATURES = ("extended", "cursors", "serializable", "direct-reads", "options", "changes", "filters", "sql")
 
 
 @dataclass(frozen=True, slots=True)

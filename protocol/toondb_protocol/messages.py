@@ -219,6 +219,23 @@ QUERY_KEYS = (
         'of that one row, key, ...; `"count"`: no rows, only the count in END_STREAM',
     ),
     MapKey("where", "map", "only rows whose fields meet this filter, see docs/filters.md; default: all"),
+    MapKey("sql", "text", "instead of `prefix`: a SQL statement, see section 15"),
+    MapKey("params", "array of values or map of values", "with sql: the values of its parameters; default: none"),
+    MapKey(
+        "runs",
+        "uint",
+        "with sql: run it so many times, `params` holds the values of all runs, one after the other; rows are dropped",
+    ),
+    MapKey("names", "array of text", "with runs: the names of the parameters; absent = they go by position"),
+    MapKey(
+        "more",
+        "bool",
+        "with runs: true = keep these values, a QUERY with the same `sql` and further ones follows at once; the last "
+        "one, without it, runs all of them; default false",
+    ),
+    MapKey("part", "uint", "with runs: how many QUERYs with `more` came before it; default 0"),
+    MapKey("script", "bool", "with sql: true = any number of statements, all or none; rows are dropped; default false"),
+    MapKey("window", "uint", "with sql: the same as in SCAN, which continues and closes the cursor; default 0"),
 )
 
 END_STREAM_KEYS = (
@@ -226,6 +243,8 @@ END_STREAM_KEYS = (
     MapKey("cursor", "uint or nil", "the cursor to continue with, when the stream ended early"),
     MapKey("lsn", "uint", "only of a SCAN with `since_lsn`: history was read up to this commit, go on after it"),
     MapKey("result", "bool or int", "only of a PUT with options: whether it was done, or the new number of `add`"),
+    MapKey("affected", "uint", "only of a QUERY with `sql`: rows that it inserted, changed or deleted"),
+    MapKey("last_row_id", "int", "only of a QUERY with `sql`: the row id of the last row inserted"),
 )
 
 ERROR_KEYS = (
@@ -329,7 +348,7 @@ MESSAGES: dict[Opcode, Message] = {
         ),
         Message(
             Opcode.QUERY,
-            "Reads a table, or the JSON objects under a key prefix, as TOON text.",
+            "Reads a table, or the JSON objects under a key prefix, as TOON text; or runs SQL.",
             (
                 Field("prefix", Kind.TEXT16, "a table's name, or a key prefix"),
                 Field("limit", Kind.U32, "rows at the most; 0 = no limit"),
@@ -340,14 +359,24 @@ MESSAGES: dict[Opcode, Message] = {
             _BODY,
             _STREAM,
             keys=QUERY_KEYS,
+            notes=(
+                "The rows of a SQL table or view come when `prefix` is just its name, in the order of their rowid; the "
+                "keys of form `rows` are then `name/rowid`.",
+                "With `sql` the first ROW has the names of the columns, the others the values: "
+                "`[row 1 column 1, row 1 column 2, ..., row 2 column 1, ...]`. A statement without rows has no ROW.",
+            ),
         ),
         Message(
             Opcode.CREATE_TABLE,
-            "Creates a table.",
+            "Creates a SQL table whose columns hold just one type each.",
             _CREATE_TABLE,
             (Reply.OK,),
             _CREATE_TABLE,
             (Reply.OK,),
+            notes=(
+                "The types are declared as INTEGER, UNSIGNED BIG INT, DOUBLE, TEXT, BLOB and BOOLEAN, each with a "
+                "CHECK that refuses other values.",
+            ),
         ),
         Message(
             Opcode.PUT_PATH,
@@ -435,6 +464,8 @@ REPLIES: dict[Reply, ReplyLayout] = {
 }
 
 
+_SQL_VALUES = frozenset({type(None), bool, int, float, str, bytes})
+
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "bin": lambda value: type(value) is bytes,
     "text": lambda value: type(value) is str,
@@ -445,6 +476,8 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "map": lambda value: type(value) is dict,
     "array of bin": lambda value: type(value) is list and set(map(type, value)) <= {bytes},
     "array of text": lambda value: type(value) is list and set(map(type, value)) <= {str},
+    "array of values": lambda value: type(value) is list and set(map(type, value)) <= _SQL_VALUES,
+    "map of values": lambda value: type(value) is dict and set(map(type, value.values())) <= _SQL_VALUES,
 }
 
 

@@ -16,6 +16,8 @@ from .keys import BytesLike, KeyLike
 from .paths import path_key
 from .query_builder import QueryAnswer, QueryBuilder
 from .rows import Row
+from .sql_result import SQLQueryResult
+from .sql_values import SqlParameters
 
 __all__ = ["Store"]
 
@@ -189,6 +191,74 @@ class Store(ABC):
         """
         return self._scan_plain(scan_range(start, end, limit=limit, reverse=reverse, batch=batch_size, prefix=False))
 
+    # SQL
+
+    @abstractmethod
+    def execute_sql(self, sql: str, params: SqlParameters = None) -> SQLQueryResult:
+        """Run one SQL statement, outside a transaction in one of its own.
+
+        Args:
+            sql: The statement, in the SQL of SQLite.
+            params: Values for its parameters: a sequence for ``?``, a mapping for ``:name``. Values are None, int,
+                float, str and bytes.
+
+        Returns:
+            Its rows as dicts; a result that is too large for memory is read with :meth:`stream_sql`.
+
+        Raises:
+            SqlError: It cannot be run; nothing of it was kept.
+            SqlConstraintError: A constraint of a table forbids it.
+            SqlForbiddenError: It asks for what SQL may not do here; the message names it.
+            SqlInterruptedError: It ran for longer than a statement may.
+            ValidationError: A value has a type that no column holds, or the values do not fit the parameters.
+            TransactionConflictError: Only inside a transaction: it would write tables that another one changed first.
+            LockTimeoutError: Other statements that write kept it waiting.
+        """
+
+    def execute(self, sql: str, params: SqlParameters = None) -> SQLQueryResult:
+        """The same as :meth:`execute_sql`."""
+        return self.execute_sql(sql, params)
+
+    @abstractmethod
+    def executemany(self, sql: str, params: Iterable[SqlParameters]) -> SQLQueryResult:
+        """Run one SQL statement for each set of values; all of it or, when it fails, nothing.
+
+        Args:
+            sql: The statement; what rows it gives are dropped.
+            params: Sequences of the same length, or mappings with the same names.
+
+        Returns:
+            A result without rows, whose ``rows_affected`` is the sum.
+
+        Raises:
+            SqlError and others: See :meth:`execute_sql`.
+        """
+
+    @abstractmethod
+    def execute_script(self, sql: str) -> SQLQueryResult:
+        """Run any number of SQL statements, separated by ``;``; all of them or, when one fails, none.
+
+        Returns:
+            A result without rows, whose ``rows_affected`` is the sum.
+
+        Raises:
+            SqlError and others: See :meth:`execute_sql`.
+        """
+
+    @abstractmethod
+    def stream_sql(self, sql: str, params: SqlParameters = None) -> Iterator[dict[str, Any]]:
+        """The rows of one SQL statement, read as they are asked for: any number of them in little memory.
+
+        They come from one snapshot, taken when iteration begins. A statement that writes has run to its end then.
+
+        Yields:
+            Each row as a dict.
+
+        Raises:
+            SnapshotExpiredError: Iteration paused for longer than the server's ``--timeout-ms``.
+            SqlError and others: See :meth:`execute_sql`.
+        """
+
     # Queries and tables
 
     @abstractmethod
@@ -208,7 +278,7 @@ class Store(ABC):
 
     @abstractmethod
     def create_table(self, name: str, columns: Columns) -> None:
-        """Create a table.
+        """Create a SQL table whose columns hold just one type each.
 
         Args:
             name: Its name.

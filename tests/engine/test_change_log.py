@@ -25,7 +25,7 @@ from tests.support.daemon import SECONDS, child_environ
 from toondb.engine import change_log, maintenance
 from toondb.engine.change_log import INLINE_COMMIT_BYTES, INLINE_VALUE_BYTES, changes_from
 from toondb.engine.engine import Engine
-from toondb.engine.environment import DATA_FILE
+from toondb.engine.environment import DATA_FILE, Space
 from toondb.engine.options import DEFAULT_CHANGE_HISTORY, MIN_CHANGE_HISTORY, EngineOptions, SyncMode
 from toondb.engine.write_batch import Reclaim
 from toondb_protocol.changes import Change, ChangeKind
@@ -280,10 +280,10 @@ def test_a_bulk_load_is_not_logged_key_by_key(engine: Engine) -> None:
 
 
 def test_other_spaces_are_not_logged(engine: Engine) -> None:
-    from toondb.engine.catalog import CreateTable, check_schema
-
     engine.put(b"a", b"1")
-    engine.write([CreateTable(check_schema("t", [("c", 0, True)]))])
+    transaction = engine.begin()
+    transaction.put(b"t", b"a page", Space.SQL)
+    engine.commit(transaction)
     engine.put(b"b", b"2")
     assert [change.lsn for change in history(engine, 0)] == [1, 3]
 

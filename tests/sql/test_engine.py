@@ -16,6 +16,7 @@ from toondb.engine import maintenance
 from toondb.engine.engine import Engine
 from toondb.engine.options import EngineOptions, Isolation, SyncMode
 from toondb.sql.engine import SqlEngine
+from toondb.sql.options import SqlOptions
 from toondb_protocol.errors import (
     SqlConstraintError,
     SqlError,
@@ -159,8 +160,6 @@ def test_a_read_only_transaction(engine: Engine, sql: SqlEngine) -> None:
     [
         ("SELECT * FROM missing", SqlError, "no such table: missing"),
         ("SELEC 1", SqlError, "syntax error"),
-        ("", SqlError, "empty"),
-        (" ; ", SqlError, "empty"),
         ("SELECT 1; SELECT 2", SqlError, "more than one statement"),
         ("BEGIN", SqlForbiddenError, r"transaction\(\)"),
         ("COMMIT", SqlForbiddenError, r"transaction\(\)"),
@@ -174,7 +173,8 @@ def test_a_read_only_transaction(engine: Engine, sql: SqlEngine) -> None:
         ("SELECT load_extension('x')", SqlError, "load_extension"),
         ("CREATE VIRTUAL TABLE v USING dbstat", SqlForbiddenError, "dbstat"),
         ("VACUUM INTO '/tmp/x'", SqlError, "VACUUM"),
-        ("SELECT '\0'", ValidationError, "NUL"),
+        ("CREATE TEMP TABLE t (a)", SqlForbiddenError, "'t' is forbidden"),
+        ("VACUUM", SqlForbiddenError, "compact"),
     ],
 )
 def test_what_is_refused(sql: SqlEngine, text: str, error: type[Exception], says: str) -> None:
@@ -193,7 +193,7 @@ def test_values_that_do_not_fit(sql: SqlEngine, values: Any) -> None:
 
 
 def test_a_statement_has_its_time(engine: Engine) -> None:
-    sql = SqlEngine(engine, seconds=0.05)
+    sql = SqlEngine(engine, SqlOptions(statement_seconds=0.05))
     forever = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     with pytest.raises(SqlInterruptedError, match="longer than it may"):
         sql.execute(forever)

@@ -85,6 +85,11 @@ class LatestReader:
         self._as_of = None if self._environment.shared else as_of
         self._environment.seen(read_lsn(self._environment, self._txn))
 
+    def release_old(self) -> None:
+        """Let the view go when there was a commit since."""
+        if self._as_of is not self._environment.mark:
+            self.release()
+
     def release(self) -> None:
         """Let the view go; the next get takes a fresh one."""
         if self._txn is not None:
@@ -199,7 +204,7 @@ class Engine:
 
     def reader(self) -> LatestReader:
         """A reader of the newest commit for the calling thread."""
-        self._check()
+        self.check_open()
         return LatestReader(self._environment)
 
     def get(self, key: bytes) -> bytes | None:
@@ -218,7 +223,7 @@ class Engine:
 
     def _get_slowly(self, key: bytes) -> bytes | None:
         """The raw record, when the quick way failed: the reason is told, or LMDB refused a new view for good."""
-        self._check()
+        self.check_open()
         environment = self._environment
         view = environment.begin_view()
         try:
@@ -231,7 +236,7 @@ class Engine:
 
     def get_with_expiry(self, key: bytes) -> tuple[bytes | None, int | None]:
         """The value of a key in the newest commit, and when it expires (milliseconds since 1970 UTC)."""
-        self._check()
+        self.check_open()
         raw = self._get_slowly(check_key(key))
         value = live_value(raw)
         return value, None if raw is None or value is None else decode_expiry(raw)
@@ -243,7 +248,7 @@ class Engine:
 
         It holds a snapshot from its first step until it ends.
         """
-        self._check()
+        self.check_open()
 
         def steps() -> Generator[list[Change], None, int]:
             return (yield from read_changes(self.snapshot(), since_lsn, start, end, max_bytes=max_bytes))
@@ -252,7 +257,7 @@ class Engine:
 
     def wait_for_commit(self, lsn: int, seconds: float) -> None:
         """Wait until there may be a commit after ``lsn``, for so long at the most."""
-        self._check()
+        self.check_open()
         if self.access is not Access.EXCLUSIVE:
             # Nobody tells this process of the commits of others.
             seconds = min(seconds, _POLL_SECONDS)
@@ -260,14 +265,14 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """A read view of the newest commit; close it."""
-        self._check()
+        self.check_open()
         snapshot = Snapshot(self._environment)
         self._register(next(self._ids), snapshot, snapshot)
         return snapshot
 
     def private_snapshot(self) -> Snapshot:
         """A read view that its owner closes and that never expires."""
-        self._check()
+        self.check_open()
         snapshot = Snapshot(self._environment)
         self._environment.seen(snapshot.lsn)
         return snapshot
@@ -318,7 +323,7 @@ class Engine:
 
     def begin(self, isolation: Isolation = Isolation.SNAPSHOT, *, read_only: bool = False) -> Transaction:
         """Begin a transaction on a snapshot of now."""
-        self._check()
+        self.check_open()
         transaction = Transaction(
             self._environment,
             next(self._ids),
@@ -349,8 +354,13 @@ class Engine:
             TransactionConflictError: Another transaction committed first; this one is over.
             StorageError: It could not be stored; it is over.
         """
-        self._check()
-        transaction.flush()
+        self.check_open()
+        try:
+            transaction.flush()
+        except BaseException:
+            # As at any other commit that fails, nothing of it stays open.
+            self.abort(transaction)
+            raise
         done = self.commit_read_only(transaction)
         if done is not None:
             return done
@@ -452,7 +462,7 @@ class Engine:
 
     def submit(self, units: list[Unit], on_done: Callable[[WriteRequest], None], tag: Any = None) -> None:
         """Queue units for the writer thread; ``on_done`` is called on that thread."""
-        self._check()
+        self.check_open()
         self.writer.submit(WriteRequest(units, on_done, tag))
 
     def write(self, units: list[Unit]) -> list[int | ToonDBError]:
@@ -461,7 +471,7 @@ class Engine:
         return self._write(units, lambda _: None) if results is None else results
 
     def _write(self, units: list[Unit], on_done: Callable[[WriteRequest], None]) -> list[int | ToonDBError]:
-        self._check()
+        self.check_open()
         done = threading.Event()
 
         def finish(request: WriteRequest) -> None:
@@ -502,7 +512,7 @@ class Engine:
 
     def commit_now(self, units: list[Unit]) -> list[int | ToonDBError] | None:
         """Apply units on the calling thread, see :meth:`Writer.commit_now`; None when the writer is busy."""
-        self._check()
+        self.check_open()
         return self.writer.commit_now(units)
 
     def _one(self, unit: Unit) -> int:
@@ -515,7 +525,7 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes of the storage engine; sizes in bytes."""
-        self._check()
+        self.check_open()
         environment = self._environment
         view = environment.begin_view()
         try:
@@ -606,7 +616,8 @@ class Engine:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _check(self) -> None:
+    def check_open(self) -> None:
+        """Raise when it is closed, or this is a forked child."""
         if self._environment.forked:
             raise self._environment.forked_error()
         if self._closed:

@@ -137,7 +137,7 @@ class Transaction:
 
     def get(self, key: bytes, space: Space = Space.KV) -> bytes | None:
         """The value of a key as this transaction sees it, or None."""
-        self._check_active()
+        self.check_active()
         if not 0 < len(key) <= 511:
             check_key(key)
         self.snapshot.touched_at = time.monotonic()
@@ -192,7 +192,7 @@ class Transaction:
 
         ``now`` is the time by which records have expired, see :class:`SnapshotScan`.
         """
-        self._check_active()
+        self.check_active()
         now = now_ms() if now is None else now
         self._began_ms = min(self._began_ms, now)  # see get()
         base: Scan = SnapshotScan(self.snapshot, space, start, end, reverse=reverse, values=values, now=now)
@@ -216,7 +216,7 @@ class Transaction:
             InvalidKeyError, KeyTooLargeError: The key is not 1 to 511 bytes.
         """
         if self.state is not _ACTIVE or self._environment.forked:
-            self._check_active()
+            self.check_active()
         if not 0 < len(key) <= 511:
             check_key(key)
         if self.read_only:
@@ -229,7 +229,7 @@ class Transaction:
 
     def put_all(self, values: dict[bytes, bytes]) -> None:
         """Record the writes of many keys; see :meth:`put`."""
-        self._check_active()
+        self.check_active()
         writes = self.writes[Space.KV]
         sizes = list(map(len, values))
         if self.read_only or not sizes or min(sizes) < 1 or max(sizes) > 511 or not writes.is_disjoint(values):
@@ -306,7 +306,7 @@ class Transaction:
     def start_commit(self) -> None:
         """Freeze it for the writer thread."""
         with self._lock:
-            self._check_active()
+            self.check_active()
             self.state = State.COMMITTING
 
     def committed(self, lsn: int) -> bool:
@@ -340,7 +340,8 @@ class Transaction:
     def _closed_error(self) -> ToonDBError:
         return TransactionClosedError(f"transaction {self.id} is already {self.state.value}.")
 
-    def _check_active(self) -> None:
+    def check_active(self) -> None:
+        """Raise when it is over; the error says why."""
         if self._environment.forked:
             raise self._environment.forked_error()
         if self.state is not State.ACTIVE:
@@ -450,7 +451,7 @@ class TransactionScan:
 
     def batch(self, max_rows: int, max_bytes: int) -> list[bytes]:
         """The next rows, see ``SnapshotScan.batch``."""
-        self.transaction._check_active()
+        self.transaction.check_active()
         out = self._scan.batch(max_rows, max_bytes)
         self.transaction.snapshot.touched_at = time.monotonic()
         if self._whole is not None:
@@ -462,7 +463,7 @@ class TransactionScan:
         if self._whole is not None:
             flat = self.batch(max_rows, max_bytes)
             return list(zip(flat[::2], flat[1::2], strict=True))
-        self.transaction._check_active()
+        self.transaction.check_active()
         out = self._scan.pairs(max_rows, max_bytes)
         self.transaction.snapshot.touched_at = time.monotonic()
         return out

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
-import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 import apsw
@@ -22,9 +23,11 @@ from toondb_protocol.errors import (
     TransactionTooLargeError,
     ValidationError,
 )
+from toondb_protocol.sql_values import BAD_VALUES
 
+from .cancel import Cancel, current_cancel
 from .pages import PAGE_SIZE, RESERVED_BYTES, open_page_file, vfs_name
-from .policy import Policy, apply_limits
+from .policy import OWN_SAVEPOINT, VACUUM_REFUSED, Policy, apply_limits
 
 __all__ = ["Bindings", "Outcome", "SqlConnection", "WantsToWrite"]
 
@@ -33,10 +36,8 @@ Bindings: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 _CACHE_KIB = 32 * 1024
 _STEPS_BETWEEN_LOOKS = 20_000
 _COMMENT = re.compile(r"\s+|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)", re.DOTALL)
-
-
 _CHANGES_ROWS = re.compile(r"\s*(?:insert|update|delete|replace|with)\b", re.IGNORECASE)
-_SAVEPOINT = re.compile(r"\W*(?:savepoint|release|rollback)\b", re.IGNORECASE)
+_MAY_KEEP_PART = re.compile(r"\bfail\b", re.IGNORECASE)
 _KNOWN_STATEMENTS = 512
 
 
@@ -83,8 +84,11 @@ class SqlConnection:
         self._policy = Policy()
         self._ready = False
         self._deadline: float | None = None
-        self._stop = self._many = False
+        self._stop = self._many = self._script = False
+        self._halted = False
+        self._cancel: Cancel | None = None
         self._reading_only = False
+        self._counted = self._counted_to = 0
         self._columns: list[str] = []
         self._text = ""
         self._whole = True
@@ -93,7 +97,6 @@ class SqlConnection:
         self._cookie = b""
         self._own_snapshot: Snapshot | None = None
         self._mark: object = None
-        self.lock = threading.Lock()
         self._db = apsw.Connection(name, vfs=vfs_name(), statementcachesize=256)
         apply_limits(self._db)
         self._db.set_authorizer(self._policy)
@@ -111,6 +114,7 @@ class SqlConnection:
         """
         self._own_snapshot = snapshot if transaction is None else None
         self._mark = mark
+        self._halted = False
         self.file.bind(snapshot, transaction)
         cookie = self.file.schema_cookie
         if cookie != self._cookie:
@@ -216,34 +220,97 @@ class SqlConnection:
             WantsToWrite: See ``reading_only``.
             SqlError: It cannot be run, or failed; nothing of it was kept.
         """
-        known = self._known.get(text)
-        if known is not None:
-            # The same text came before: SQLite has it prepared, and what it is need not be asked again.
-            if known.readonly:
-                self._start_clock(seconds)
-                try:
-                    rows = self._db.execute(text, bindings).fetchall()
-                except apsw.Error as error:
-                    raise self._translated(error) from None
-                except TypeError as error:
-                    raise _bad_binding(error) from None
-                return Outcome(known.columns, rows, 0, 0)
-            if reading_only:
-                raise WantsToWrite
         before = self._db.total_changes()
-        cursor = self._execute(text, bindings, reading_only, in_transaction, seconds)
+        if self._db.in_transaction:
+            self._db.set_last_insert_rowid(0)
+        # INSERT OR FAIL keeps the rows before the one that failed.
+        guarded = not reading_only and _MAY_KEEP_PART.search(text) is not None
         try:
-            rows = cursor.fetchall()
-        except apsw.Error as error:
-            raise self._translated(error) from None
+            with self._savepoint() if guarded else contextlib.nullcontext():
+                columns, cursor = self.start(
+                    text, bindings, reading_only=reading_only, in_transaction=in_transaction, seconds=seconds
+                )
+                rows = cursor.fetchall()
+        except Exception as error:
+            if not guarded and self._db.total_changes() != before:
+                # RAISE(FAIL) in a trigger did so: nothing less than all of it can be undone.
+                self.rollback()
+            raise self._failed(error) from None
+        if self._readonly:
+            return Outcome(columns, rows, 0, 0)
+        return Outcome(columns, rows, self._affected(before), self._db.last_insert_rowid())
+
+    def _affected(self, before: int) -> int:
+        """The rows that the last statement changed, without those of triggers; ``before`` are all changes before it."""
+        return self._db.changes() if self._db.total_changes() != before else 0
+
+    def start(
+        self, text: str, bindings: Bindings, *, reading_only: bool, in_transaction: bool, seconds: float | None
+    ) -> tuple[list[str], apsw.Cursor]:
+        """Start one statement; answers the names of its columns, and what its rows come from. See :meth:`run`."""
+        known = self._known.get(text)
+        if known is not None and known.readonly:
+            # The same text came before: SQLite has it prepared, and what it is need not be asked again.
+            self._readonly = True
+            self._policy.refused = ""
+            self._start_clock(seconds)
+            try:
+                return known.columns, self._db.execute(text, bindings)
+            except Exception as error:
+                raise self._failed(error) from None
+        if known is not None and reading_only:
+            raise WantsToWrite
+        cursor = self._execute(text, bindings, reading_only, in_transaction, seconds)
         self._learn(text)
-        return Outcome(self._columns, rows, self._db.total_changes() - before, self._db.last_insert_rowid())
+        return self._columns, cursor
+
+    def fetch(
+        self, cursor: apsw.Cursor, count: int, seconds: float | None
+    ) -> tuple[list[tuple[Any, ...]], float | None]:
+        """The next rows of a started statement, and what is left of the ``seconds`` that it may take."""
+        self._start_clock(seconds)
+        try:
+            rows = list(islice(cursor, count))
+        except Exception as error:
+            raise self._failed(error) from None
+        return rows, None if self._deadline is None else self._deadline - time.monotonic()
+
+    def run_script(self, text: str, *, seconds: float | None) -> Outcome:
+        """Run any number of statements, all of them or, when one fails, none; what rows they give is dropped."""
+        before = self._db.total_changes()
+        with self._savepoint():
+            self._prepare(text, reading_only=False, in_transaction=True, seconds=seconds)
+            self._script = True
+            try:
+                for _ in self._db.execute(text, can_cache=False):
+                    pass
+            except Exception as error:
+                raise self._failed(error) from None
+            finally:
+                self._script = False
+                self._db.exec_trace = None
+                self._known.clear()
+        return Outcome([], [], self._db.total_changes() - before, self._db.last_insert_rowid())
+
+    @contextlib.contextmanager
+    def _savepoint(self) -> Iterator[None]:
+        """Undo what the block did when it fails."""
+        self._own(f"SAVEPOINT {OWN_SAVEPOINT}")
+        try:
+            yield
+        except BaseException:
+            # Where SQLite had to undo the whole transaction, there is no savepoint left.
+            if self._db.in_transaction:
+                self._own(f"ROLLBACK TO {OWN_SAVEPOINT}")
+                self._own(f"RELEASE {OWN_SAVEPOINT}")
+            raise
+        self._own(f"RELEASE {OWN_SAVEPOINT}")
 
     def _learn(self, text: str) -> None:
         """Remember what a statement is, once it was run."""
         if not self._readonly and not _CHANGES_ROWS.match(text):
             self._known.clear()  # it may have changed the schema, and with it the columns of others
-        elif not _SAVEPOINT.match(text):
+        elif not self._policy.savepoint:
             if len(self._known) >= _KNOWN_STATEMENTS:
                 self._known.clear()
             self._known[text] = _Known(self._readonly, self._columns)
@@ -251,31 +318,28 @@ class SqlConnection:
     def run_many(self, text: str, sequence: Iterable[Bindings], *, seconds: float | None) -> Outcome:
         """Run one statement for each set of values; what rows they give is dropped."""
         before = self._db.total_changes()
-        self._own("SAVEPOINT toondb_many")
-        try:
+        with self._savepoint():
             self._prepare(text, reading_only=False, in_transaction=True, seconds=seconds)
-            self._many = True
+            self._db.set_last_insert_rowid(0)
+            self._many, self._counted, self._counted_to = True, 0, before
             try:
                 for _ in self._db.executemany(text, sequence):  # type: ignore[arg-type]
                     pass
-            except apsw.ExecTraceAbort:
-                raise self._refusal() from None
-            except apsw.Error as error:
-                raise self._translated(error) from None
-            except TypeError as error:
-                raise _bad_binding(error) from None
-        except BaseException:
-            self._db.exec_trace = None
-            self._own("ROLLBACK TO toondb_many")
-            self._own("RELEASE toondb_many")
-            raise
-        self._own("RELEASE toondb_many")
-        return Outcome([], [], self._db.total_changes() - before, self._db.last_insert_rowid())
+            except Exception as error:
+                raise self._failed(error) from None
+            finally:
+                self._db.exec_trace = None
+        total = self._db.total_changes()
+        # What triggers and cascades change beside is not counted, where there are any.
+        affected = self._counted + self._affected(self._counted_to) if self._counts_each_run else total - before
+        return Outcome([], [], affected, self._db.last_insert_rowid())
+
+    @property
+    def _counts_each_run(self) -> bool:
+        return self._foreign_keys or self._policy.triggers
 
     def _prepare(self, text: str, *, reading_only: bool, in_transaction: bool, seconds: float | None) -> None:
-        policy = self._policy
-        policy.refused = ""
-        policy.in_transaction = in_transaction
+        self._policy.begin(in_transaction=in_transaction)
         self._text, self._whole, self._columns = text, True, []
         self._reading_only = reading_only
         self._many = False
@@ -284,6 +348,7 @@ class SqlConnection:
 
     def _start_clock(self, seconds: float | None) -> None:
         self._stop = False
+        self._cancel = current_cancel()
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
     def _execute(
@@ -293,14 +358,24 @@ class SqlConnection:
         try:
             # Prepared anew: an old one has the columns of an old schema, and what it may do is looked at only once.
             return self._db.execute(text, bindings, can_cache=False)
-        except apsw.ExecTraceAbort:
-            raise self._refusal() from None
-        except (apsw.BindingsError, TypeError) as error:
-            raise _bad_binding(error) from None
-        except apsw.Error as error:
-            raise self._translated(error) from None
+        except Exception as error:
+            raise self._failed(error) from None
         finally:
             self._db.exec_trace = None
+
+    def _failed(self, error: Exception) -> Exception:
+        """What to raise for what a statement raised."""
+        if isinstance(error, (ToonDBError, WantsToWrite)):
+            return error
+        if isinstance(error, apsw.ExecTraceAbort):
+            return self._refusal()
+        if isinstance(error, (apsw.BindingsError, LookupError, TypeError, OverflowError, UnicodeEncodeError)):
+            return _bad_binding(error)
+        if isinstance(error, UnicodeDecodeError):
+            return SqlError(
+                "a text of the result is not valid UTF-8.", remediation="Ask for it as a blob: CAST(column AS BLOB)."
+            )
+        return self._translated(error) if isinstance(error, apsw.Error) else error
 
     def _refusal(self) -> Exception:
         if not self._whole:
@@ -312,7 +387,7 @@ class SqlConnection:
 
     def _traced(self, cursor: apsw.Cursor, statement: str, bindings: Any) -> bool:
         """Called by SQLite's binding before a prepared statement is executed; False refuses it."""
-        if self._policy.internal:
+        if self._policy.internal or self._script:
             return True
         if len(statement) < len(self._text):
             rest = self._text[len(statement) :]
@@ -322,8 +397,12 @@ class SqlConnection:
         if self._reading_only and not cursor.is_readonly:
             return False
         if self._many:
-            # It is the same statement for every set of values: once is enough.
-            self._db.exec_trace = None
+            if self._counts_each_run:
+                self._counted += self._affected(self._counted_to)
+                self._counted_to = self._db.total_changes()
+            else:
+                # It is the same statement for every set of values: once is enough.
+                self._db.exec_trace = None
         self._readonly = cursor.is_readonly
         self._columns = _unique([column[0] for column in cursor.get_description()])
         return True
@@ -332,8 +411,14 @@ class SqlConnection:
         """End the statement that is running, from any thread."""
         self._stop = True
 
+    def halt(self) -> None:
+        """End the statement that is running and all that follow, until it is bound again; from any thread."""
+        self._halted = True
+
     def _must_stop(self) -> bool:
-        return self._stop or (self._deadline is not None and time.monotonic() > self._deadline)
+        if self._stop or self._halted or (self._cancel is not None and self._cancel.cancelled):
+            return True
+        return self._deadline is not None and time.monotonic() > self._deadline
 
     def _translated(self, error: apsw.Error) -> ToonDBError:
         cause: BaseException | None = error
@@ -342,14 +427,22 @@ class SqlConnection:
                 return cause  # the store refused a page
             cause = cause.__cause__ or cause.__context__
         text = str(error)
-        if isinstance(error, apsw.AuthError):
+        if self._policy.refused or isinstance(error, apsw.AuthError):
+            # SQLite tells of some refusals, such as that of a function, as if they were mistakes.
             return SqlForbiddenError(self._policy.refused or text)
         if isinstance(error, apsw.InterruptError):
-            if self._stop:
+            if self._deadline is None or time.monotonic() <= self._deadline:
                 return SqlInterruptedError("the statement was interrupted.")
             return SqlInterruptedError("the statement ran for longer than it may.")
         if isinstance(error, apsw.ConstraintError):
             return SqlConstraintError(f"{text}.", details={"extended_code": getattr(error, "extendedresult", None)})
+        if "VACUUM" in text:
+            return SqlForbiddenError(VACUUM_REFUSED)
+        if isinstance(error, apsw.NoMemError):
+            return SqlError(
+                "the statement needs more memory than SQL may take.",
+                remediation="Ask for less at a time, or start the server with a larger --sql-memory.",
+            )
         if isinstance(error, apsw.FullError):
             return TransactionTooLargeError(f"{text}.")
         return SqlError(f"{text}.", details={"sqlite_code": getattr(error, "result", None)})
@@ -372,7 +465,14 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _bad_binding(error: Exception) -> ValidationError:
+    why = str(error).rstrip(".!")
+    if isinstance(error, OverflowError):
+        why = "an integer does not fit into 64 bits"
+    elif isinstance(error, LookupError):
+        why = f"there is no value for {error}"
+    elif isinstance(error, UnicodeEncodeError):
+        why = "a text is not valid Unicode"
     return ValidationError(
-        f"the values do not fit the parameters of the statement: {error}.",
-        remediation="Values are None, int, float, str and bytes; ? takes a sequence, :name a mapping.",
+        f"the values do not fit the parameters of the statement: {why}.",
+        remediation=BAD_VALUES,
     )

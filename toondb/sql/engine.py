@@ -6,33 +6,45 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
+
+import apsw
 
 from toondb.engine.engine import Engine
 from toondb.engine.environment import Space
 from toondb.engine.options import Access
 from toondb.engine.snapshot import Snapshot
-from toondb.engine.transaction import Transaction
+from toondb.engine.transaction import State, Transaction
 from toondb_protocol.errors import (
-    LockTimeoutError,
+    DatabaseClosedError,
     SqlError,
+    SqlInterruptedError,
     ToonDBError,
     TransactionConflictError,
     TransactionError,
-    ValidationError,
 )
+from toondb_protocol.record import HEADER_SIZE
 
+from .cancel import cancelled_by, current_cancel
 from .connection import Bindings, Outcome, SqlConnection, WantsToWrite
-from .pages import page_key
+from .options import SqlOptions
+from .page_keys import FIRST_PAGE, page_lsn, schema_cookie
+from .stream import FinishedRows, OpenRows, RowStream
+from .table import TABLE_NAMES
+from .write_queue import Write, WriteQueue
 
 __all__ = ["SqlEngine", "SqlSession"]
 
 T = TypeVar("T")
+Rows: TypeAlias = list[tuple[Any, ...]]
+Action: TypeAlias = Callable[[SqlConnection], Outcome]
 
 _IDLE_CONNECTIONS = 8
 _WRITE_WAIT_SECONDS = 30.0
 _CONFLICT_ATTEMPTS = 100
-_FIRST_PAGE = page_key(1)
+
+
+_DEFAULTS = SqlOptions()
 
 
 class SqlEngine:
@@ -42,18 +54,28 @@ class SqlEngine:
 
     Args:
         engine: The open engine.
-        foreign_keys: Enforce FOREIGN KEY constraints.
+        options: See :class:`SqlOptions`.
+
+    Attributes:
         seconds: A statement may run for so long; None = for ever.
     """
 
-    def __init__(self, engine: Engine, *, foreign_keys: bool = False, seconds: float | None = None) -> None:
+    def __init__(self, engine: Engine, options: SqlOptions = _DEFAULTS) -> None:
         self._engine = engine
-        self._foreign_keys = foreign_keys
-        self.seconds = seconds
-        self._lock = threading.Lock()
+        self._foreign_keys = options.foreign_keys
+        self.seconds = options.statement_seconds
+        if options.memory:
+            # First caches give way, then statements fail.
+            apsw.soft_heap_limit(options.memory // 2)
+            apsw.hard_heap_limit(options.memory)
+        # Taken again by the same thread: the collector may meet a stream that nobody closed anywhere.
+        self._lock = threading.RLock()
         self._idle: list[SqlConnection] = []
-        self._writing = threading.Lock()
+        self._reading: set[SqlConnection] = set()
+        self._writes: WriteQueue[Action, Outcome] = WriteQueue(self._run_turn, _WRITE_WAIT_SECONDS)
         self._closed = False
+        # The names of the tables, by the mark of the schema that has them.
+        self._tables: dict[bytes, frozenset[bytes]] = {}
         # Only where every commit is announced in this process can a reader tell that there was none.
         self._sticky = engine.access is Access.EXCLUSIVE
         if self._sticky:
@@ -108,82 +130,180 @@ class SqlEngine:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            for connection in self._reading:
+                connection.halt()
+                connection.let_go()
         for connection in idle:
             connection.close()
+        if self._sticky:
+            with contextlib.suppress(ValueError):
+                self._engine.writer.on_commit.remove(self._committed)
 
     # Statements on their own
 
     def execute(self, text: str, bindings: Bindings = None) -> Outcome:
         """Run one statement, in a transaction of its own."""
-        check_text(text)
         with contextlib.suppress(WantsToWrite):
-            return self._read(
-                lambda connection: connection.run(
-                    text, bindings, reading_only=True, in_transaction=False, seconds=self.seconds
-                )
+            connection = self._reader()
+            try:
+                return connection.run(text, bindings, reading_only=True, in_transaction=False, seconds=self.seconds)
+            finally:
+                self._has_read(connection)
+        return self._write(self._one(text, bindings))
+
+    def stream(self, text: str, bindings: Bindings = None) -> RowStream:
+        """Start one statement, in a transaction of its own; its rows are read as they are asked for.
+
+        One that writes has run to its end, and is committed, when this returns.
+        """
+        connection = self._reader()
+        try:
+            columns, cursor = connection.start(
+                text, bindings, reading_only=True, in_transaction=False, seconds=self.seconds
             )
-        return self._write(
-            lambda connection: connection.run(
-                text, bindings, reading_only=False, in_transaction=False, seconds=self.seconds
-            )
-        )
+        except WantsToWrite:
+            self._has_read(connection)
+        except BaseException:
+            self._has_read(connection)
+            raise
+        else:
+
+            def end() -> None:
+                cursor.close(True)
+                self._has_read(connection)
+
+            return OpenRows(connection, cursor, columns, self.seconds, _unguarded, end)
+        return FinishedRows(self._write(self._one(text, bindings)))
 
     def execute_many(self, text: str, sequence: Iterable[Bindings]) -> Outcome:
-        """Run one statement for each set of values, all in one transaction."""
-        check_text(text)
-        values = list(sequence)
-        return self._write(lambda connection: connection.run_many(text, values, seconds=self.seconds))
+        """Run one statement for each set of values, all in one transaction.
 
-    def _read(self, run: Callable[[SqlConnection], T]) -> T:
+        Args:
+            text: The statement.
+            sequence: The values; iterated again when the statement has to be run again.
+        """
+        return self._write(lambda connection: connection.run_many(text, sequence, seconds=self.seconds))
+
+    def execute_script(self, text: str) -> Outcome:
+        """Run any number of statements, all in one transaction."""
+        return self._write(lambda connection: connection.run_script(text, seconds=self.seconds))
+
+    def _one(self, text: str, bindings: Bindings) -> Callable[[SqlConnection], Outcome]:
+        return lambda connection: connection.run(
+            text, bindings, reading_only=False, in_transaction=False, seconds=self.seconds
+        )
+
+    def _reader(self) -> SqlConnection:
+        """A connection that reads the newest commit; end its use with :meth:`_has_read`."""
         connection = self._take_reader()
         if connection is None:
             # The mark first: a commit in between makes this reader an old one, never hides itself.
             mark = self._engine.environment.mark if self._sticky else None
             snapshot = self._engine.private_snapshot()
-            lsn = sql_lsn(snapshot)
-            connection = self.take(lsn)
+            connection = self.take(sql_lsn(snapshot))
             try:
                 connection.bind(snapshot, None, mark)
             except BaseException:
                 snapshot.close()
                 connection.close()
                 raise
-        try:
-            return run(connection)
-        finally:
-            if connection.reads_as_of(self._engine.environment.mark):
-                self._keep(connection)
-            else:
-                self.give_back(connection, connection.file.cached_lsn)
+        with self._lock:
+            closed = self._closed
+            self._reading.add(connection)
+        if closed:
+            self._has_read(connection)
+            raise DatabaseClosedError("the database is closed.")
+        return connection
 
-    def _write(self, run: Callable[[SqlConnection], T]) -> T:
-        engine = self._engine
-        if not self._writing.acquire(timeout=_WRITE_WAIT_SECONDS):
-            raise LockTimeoutError(
-                f"other SQL statements were writing for more than {_WRITE_WAIT_SECONDS:g} s.",
-                remediation="Write less in one statement, or try again.",
-            )
+    def _has_read(self, connection: SqlConnection) -> None:
+        with self._lock:
+            self._reading.discard(connection)
+        if connection.reads_as_of(self._engine.environment.mark):
+            self._keep(connection)
+        else:
+            self.give_back(connection, connection.file.cached_lsn)
+
+    def _write(self, run: Action) -> Outcome:
+        _ = self._engine.writer  # raises where nothing can be written
+        cancel = current_cancel()
+
+        def action(connection: SqlConnection) -> Outcome:
+            # Perhaps on the thread of another one who writes, whose end must not be the end of this.
+            with cancelled_by(cancel):
+                if cancel is not None and cancel.cancelled:
+                    raise SqlInterruptedError("the statement was interrupted.")
+                return run(connection)
+
+        return self._writes.submit(action)
+
+    def _run_turn(self, turn: list[Write[Action, Outcome]]) -> None:
+        """Run the writes of a turn in one commit; when that fails, each in one of its own."""
+        if len(turn) > 1 and self._run_together(turn):
+            return
+        for write in turn:
+            try:
+                write.result = self._commit([write])[0]
+            except Exception as error:
+                write.error = error
+            write.done = True
+
+    def _run_together(self, turn: list[Write[Action, Outcome]]) -> bool:
         try:
-            # Only another process, or a transaction of a user, can come in between.
-            for attempt in range(1, _CONFLICT_ATTEMPTS + 1):
-                transaction = engine.begin()
-                session = SqlSession(self, transaction)
-                try:
-                    result = session.run(run)
-                    engine.commit(transaction)
-                except TransactionConflictError:
-                    if attempt == _CONFLICT_ATTEMPTS:
-                        raise
-                    time.sleep(0.001 * attempt)
-                except BaseException:
-                    with contextlib.suppress(ToonDBError):
-                        engine.abort(transaction)
-                    raise
+            outcomes = self._commit(turn)
+        except Exception:
+            return False
+        for write, outcome in zip(turn, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                write.error = outcome
+            else:
+                write.result = outcome
+            write.done = True
+        return True
+
+    def _commit(self, turn: list[Write[Action, Outcome]]) -> list[Any]:
+        """Run writes in one transaction; answers the outcome or error of each. One alone raises its error."""
+        engine = self._engine
+        # Only another process, or a transaction of a user, can come in between.
+        for attempt in range(1, _CONFLICT_ATTEMPTS + 1):
+            transaction = engine.begin()
+            session = SqlSession(self, transaction)
+            try:
+                if len(turn) == 1:
+                    outcomes: list[Any] = [session.run(turn[0].action)]
                 else:
-                    return result
-            raise AssertionError("unreachable")
+                    outcomes = [session.attempt(write.action) for write in turn]
+                engine.commit(transaction)
+            except TransactionConflictError:
+                if attempt == _CONFLICT_ATTEMPTS:
+                    raise
+                time.sleep(0.001 * attempt)
+            except BaseException:
+                with contextlib.suppress(ToonDBError):
+                    engine.abort(transaction)
+                raise
+            else:
+                return outcomes
+        raise AssertionError("unreachable")
+
+    def table_names(self, snapshot: Snapshot) -> frozenset[bytes] | None:
+        """The names of tables and views, as far as they are known; None = :meth:`learn_tables` first."""
+        page = snapshot.record(Space.SQL, FIRST_PAGE)
+        if page is None:
+            return frozenset()
+        names = self._tables
+        return names.get(schema_cookie(page[HEADER_SIZE:]))
+
+    def learn_tables(self) -> None:
+        """Read the names of the tables and views of now."""
+        connection = self._reader()
+        try:
+            names = connection.run(
+                TABLE_NAMES, None, reading_only=True, in_transaction=False, seconds=self.seconds
+            ).rows
+            cookie = connection.file.schema_cookie
         finally:
-            self._writing.release()
+            self._has_read(connection)
+        self._tables = {cookie: frozenset(name.encode(errors="surrogatepass") for (name,) in names)}
 
     # Inside a transaction
 
@@ -196,45 +316,42 @@ class SqlEngine:
 
     def newest_lsn(self) -> int:
         """The LSN of the newest commit that wrote SQL pages."""
-        view = self._engine.environment.begin_view()
+        snapshot = self._engine.private_snapshot()
         try:
-            raw = view.get(_FIRST_PAGE, db=self._engine.environment.spaces[Space.SQL])
+            return sql_lsn(snapshot)
         finally:
-            self._engine.environment.end_view(view)
-        return 0 if raw is None else int.from_bytes(raw[1:9], "little")
+            snapshot.close()
 
 
 def sql_lsn(snapshot: Snapshot) -> int:
-    """The LSN of the last commit that wrote SQL pages, as a snapshot sees it."""
-    raw = snapshot.record(Space.SQL, _FIRST_PAGE)
-    return 0 if raw is None else int.from_bytes(raw[1:9], "little")
+    """The LSN of the last commit that wrote SQL pages, as a snapshot sees it; 0 = none did."""
+    return page_lsn(snapshot.record(Space.SQL, FIRST_PAGE))
 
 
-def check_text(text: object) -> None:
-    """Refuse what is no SQL text."""
-    if not isinstance(text, str):
-        raise ValidationError(f"a SQL statement is text, got {type(text).__name__}.")
-    if "\0" in text:
-        raise ValidationError("a SQL statement must not contain NUL.")
-    if not text.strip(" \t\r\n;"):
-        raise SqlError("the SQL statement is empty.")
+def _unguarded(fetch: Callable[[], Rows]) -> Rows:
+    return fetch()
 
 
 class SqlSession:
-    """The SQL side of one transaction: a connection that reads its snapshot and writes into its write set."""
+    """The SQL side of one transaction: a connection that reads its snapshot and writes into its write set.
+
+    One thread at a time runs statements; any thread may end the transaction meanwhile.
+    """
 
     def __init__(self, sql: SqlEngine, transaction: Transaction) -> None:
         self._sql = sql
         self._transaction = transaction
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._runs_in = 0
         self._connection: SqlConnection | None = None
+        self._streams: set[apsw.Cursor] = set()
         self._base_lsn = 0
         self._wrote = False
+        self._end: tuple[bool, int | None] | None = None
         transaction.attachment = self
 
     def execute(self, text: str, bindings: Bindings = None) -> Outcome:
         """Run one statement; when it fails, the transaction is as it was before it."""
-        check_text(text)
         seconds = self._sql.seconds
         with contextlib.suppress(WantsToWrite):
             # Most statements of a transaction that has not written yet only read.
@@ -248,12 +365,40 @@ class SqlSession:
             lambda connection: connection.run(text, bindings, reading_only=False, in_transaction=True, seconds=seconds)
         )
 
+    def stream(self, text: str, bindings: Bindings = None) -> RowStream:
+        """Start one statement; see :meth:`SqlEngine.stream`. One that writes has run to its end."""
+        seconds = self._sql.seconds
+
+        def start(connection: SqlConnection) -> RowStream:
+            columns, cursor = connection.start(text, bindings, reading_only=True, in_transaction=True, seconds=seconds)
+            self._streams.add(cursor)
+            return OpenRows(
+                connection, cursor, columns, seconds, lambda fetch: self.run(lambda _: fetch()), lambda: end(cursor)
+            )
+
+        def end(cursor: apsw.Cursor) -> None:
+            # Where a statement is running, perhaps below this very call, the end of the transaction closes it.
+            if self._lock.acquire(blocking=False):
+                try:
+                    if cursor in self._streams:
+                        self._streams.discard(cursor)
+                        cursor.close(True)
+                finally:
+                    self._release()
+
+        with contextlib.suppress(WantsToWrite):
+            return self.run(start)
+        return FinishedRows(self.execute(text, bindings))
+
     def execute_many(self, text: str, sequence: Iterable[Bindings]) -> Outcome:
         """Run one statement for each set of values; all of it or, when it fails, nothing."""
-        check_text(text)
-        values = list(sequence)
         self._check_can_write()
-        return self.run(lambda connection: connection.run_many(text, values, seconds=self._sql.seconds))
+        return self.run(lambda connection: connection.run_many(text, sequence, seconds=self._sql.seconds))
+
+    def execute_script(self, text: str) -> Outcome:
+        """Run any number of statements; all of them or, when one fails, none."""
+        self._check_can_write()
+        return self.run(lambda connection: connection.run_script(text, seconds=self._sql.seconds))
 
     def _check_can_write(self) -> None:
         """A transaction that can only end in a conflict ends now."""
@@ -267,9 +412,13 @@ class SqlSession:
 
     def run(self, action: Callable[[SqlConnection], T]) -> T:
         """Run something on the connection of this transaction."""
-        with self._lock:
+        if self._runs_in == threading.get_ident():
+            raise SqlError("a statement cannot be run inside another one of the same transaction.")
+        self._lock.acquire()
+        try:
+            self._runs_in = threading.get_ident()
             transaction = self._transaction
-            transaction._check_active()
+            transaction.check_active()
             if self._connection is None:
                 self._base_lsn = sql_lsn(transaction.snapshot)
                 connection = self._sql.take(self._base_lsn)
@@ -280,8 +429,36 @@ class SqlSession:
                     raise
                 self._connection = connection
                 # What SQLite has in its cache is read without asking: a serializable transaction has seen it all.
-                transaction.note_read(_FIRST_PAGE, Space.SQL)
+                transaction.note_read(FIRST_PAGE, Space.SQL)
             return action(self._connection)
+        except Exception as error:
+            self._check_undone(error)
+            raise
+        finally:
+            self._runs_in = 0
+            self._release()
+
+    def _check_undone(self, error: Exception) -> None:
+        """End the transaction when SQLite has undone more than the statement: one that writes and was interrupted."""
+        connection, transaction = self._connection, self._transaction
+        if isinstance(error, SqlInterruptedError) and self._end is not None:
+            transaction.check_active()  # tells why
+        if connection is not None and not connection.in_transaction and transaction.state is State.ACTIVE:
+            ended = TransactionError(
+                f"transaction {transaction.id} was aborted: a statement of it could not be undone alone "
+                f"({str(error).rstrip('.')}).",
+                remediation="Run it again.",
+            )
+            transaction.abort(ended)
+
+    def attempt(self, action: Callable[[SqlConnection], T]) -> T | Exception:
+        """Run something that may fail without the rest of the transaction; answers its result or error."""
+        try:
+            return self.run(action)
+        except Exception as error:
+            if self._transaction.state is not State.ACTIVE:
+                raise  # SQLite has undone everything
+            return error
 
     def interrupt(self) -> None:
         """End the statement that is running, from any thread."""
@@ -291,21 +468,42 @@ class SqlSession:
 
     def flush(self) -> None:
         """Write SQLite's changes into the write set."""
-        with self._lock:
+        self._lock.acquire()
+        try:
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.commit()
+        finally:
+            self._release()
 
     def ended(self, lsn: int | None) -> None:
-        """The transaction is over."""
-        self.interrupt()
-        with self._lock:
+        """The transaction is over. Never waits: the thread of a statement that is running is told, and tidies up."""
+        # With which commit SQLite's cache goes now, should it not have been flushed.
+        unwritten = lsn is None or not self._transaction.writes[Space.SQL]
+        self._end = (unwritten, lsn)
+        connection = self._connection
+        if connection is not None:
+            connection.halt()
+        if self._lock.acquire(blocking=False):
+            self._release()
+
+    def _release(self) -> None:
+        """Let others run; whoever is last at the end of the transaction gives the connection back."""
+        self._lock.release()
+        # Looked at when the lock is free: an end that found it taken has been noted before.
+        if self._end is None or not self._lock.acquire(blocking=False):
+            return
+        try:
             connection, self._connection = self._connection, None
+            streams, self._streams = self._streams, set()
+        finally:
+            self._lock.release()
         if connection is None:
             return
-        flushed = not connection.in_transaction
-        if lsn is None:
-            # After its COMMIT SQLite's cache has what was never committed.
-            keep = None if flushed else self._base_lsn
+        for cursor in streams:
+            cursor.close(True)
+        unwritten, lsn = self._end
+        if lsn is None and not connection.in_transaction:
+            keep = None  # after its COMMIT SQLite's cache has what was never committed
         else:
-            keep = lsn if self._transaction.writes[Space.SQL] else self._base_lsn
+            keep = self._base_lsn if unwritten else lsn
         self._sql.give_back(connection, keep)

@@ -22,9 +22,11 @@ import apsw
 from toondb.engine.environment import Space
 from toondb.engine.snapshot import Snapshot
 from toondb.engine.transaction import Transaction
-from toondb_protocol.record import HEADER_SIZE, decode_lsn
+from toondb_protocol.record import HEADER_SIZE
 
-__all__ = ["PAGE_SIZE", "RESERVED_BYTES", "PageFile", "open_page_file", "page_key", "vfs_name"]
+from .page_keys import FIRST_PAGE, page_key, page_lsn, schema_cookie
+
+__all__ = ["PAGE_SIZE", "RESERVED_BYTES", "PageFile", "open_page_file", "vfs_name"]
 
 PAGE_SIZE = 8192
 RESERVED_BYTES = 48
@@ -33,7 +35,6 @@ _STORED = PAGE_SIZE - RESERVED_BYTES
 _PADDING = bytes(RESERVED_BYTES)
 _VERSION_AT, _VERSION_SIZE = 24, 16
 _PAGES_AT = slice(28, 32)
-_COOKIE_AT = slice(40, 44)
 _STALE = b"\xff" * _VERSION_SIZE
 _CHARACTERISTICS = (
     apsw.SQLITE_IOCAP_ATOMIC
@@ -42,14 +43,6 @@ _CHARACTERISTICS = (
     | apsw.SQLITE_IOCAP_POWERSAFE_OVERWRITE
     | apsw.SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN
 )
-
-
-def page_key(number: int) -> bytes:
-    """The key of a page; the first page is 1."""
-    return number.to_bytes(4, "big")
-
-
-_FIRST = page_key(1)
 
 
 class PageFile:
@@ -82,14 +75,12 @@ class PageFile:
     def lsn(self) -> int:
         """The LSN of the last commit that wrote pages, 0 = none, as the snapshot sees it."""
         assert self._snapshot is not None
-        raw = self._snapshot.record(Space.SQL, _FIRST)
-        return 0 if raw is None else decode_lsn(raw)
+        return page_lsn(self._snapshot.record(Space.SQL, FIRST_PAGE))
 
     @property
     def schema_cookie(self) -> bytes:
         """Changes with every change of the schema."""
-        page = self._page(1)
-        return b"" if page is None else page[_COOKIE_AT]
+        return schema_cookie(self._page(1))
 
     def _page(self, number: int) -> bytes | None:
         key = page_key(number)

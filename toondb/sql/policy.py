@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import apsw
 
-__all__ = ["READ_PRAGMAS", "Policy", "apply_limits"]
+__all__ = ["OWN_SAVEPOINT", "READ_PRAGMAS", "VACUUM_REFUSED", "Policy", "apply_limits"]
 
 READ_PRAGMAS = frozenset(
     {
@@ -42,6 +42,11 @@ READ_PRAGMAS = frozenset(
     }
 )
 """Pragmas that may be asked."""
+
+VACUUM_REFUSED = "VACUUM is not a statement here: `toondb-server compact` makes the file of a database smaller."
+
+OWN_SAVEPOINT = "toondb_statement"
+"""The savepoint around several statements that are one to the caller."""
 
 _SET_PRAGMAS = frozenset({"application_id", "user_version", "optimize", "defer_foreign_keys", "case_sensitive_like"})
 _ARGUMENT_PRAGMAS = frozenset(
@@ -89,22 +94,36 @@ class Policy:
         refused: What was refused last, with what to do instead; empty when nothing was.
         internal: The statement is ours.
         in_transaction: Savepoints make sense.
+        savepoint: The statement is about a savepoint.
+        triggers: The statement fires triggers.
     """
 
     def __init__(self) -> None:
         self.refused = ""
         self.internal = False
         self.in_transaction = False
+        self.savepoint = False
+        self.triggers = False
+
+    def begin(self, *, in_transaction: bool) -> None:
+        """Another statement is prepared from now on."""
+        self.refused = ""
+        self.in_transaction = in_transaction
+        self.savepoint = self.triggers = False
 
     def __call__(
         self, action: int, first: str | None, second: str | None, database: str | None, trigger: str | None
     ) -> int:
         if self.internal:
             return apsw.SQLITE_OK
+        if trigger is not None:
+            self.triggers = True
         check = _CHECKS.get(action)
         if check is None:
             return apsw.SQLITE_OK
         why = check(self, first or "", second)
+        if database == "temp" and action == apsw.SQLITE_CREATE_VTABLE:
+            why = _temporary(self, first or "", second)
         if not why:
             return apsw.SQLITE_OK
         self.refused = why
@@ -117,18 +136,30 @@ def _transaction(policy: Policy, operation: str, _: str | None) -> str:
     )
 
 
-def _savepoint(policy: Policy, operation: str, _: str | None) -> str:
+def _savepoint(policy: Policy, operation: str, name: str | None) -> str:
+    policy.savepoint = True
+    if (name or "").lower() == OWN_SAVEPOINT:
+        return f"a savepoint cannot be called {OWN_SAVEPOINT}."
     if policy.in_transaction:
         return ""
     return "a savepoint needs a transaction around it: use transaction() of the database or client."
 
 
 def _attach(policy: Policy, name: str, _: str | None) -> str:
+    if not name:
+        return VACUUM_REFUSED  # how SQLite does it
     return "ATTACH and VACUUM INTO are forbidden: SQL has no access to files."
 
 
 def _detach(policy: Policy, name: str, _: str | None) -> str:
     return "DETACH is forbidden: there are no attached databases."
+
+
+def _temporary(policy: Policy, name: str, _: str | None) -> str:
+    return (
+        f"the temporary table, view or index {name!r} is forbidden: statements share connections, which would keep it. "
+        "Use a table, or WITH (a common table expression)."
+    )
 
 
 def _function(policy: Policy, _: str, name: str | None) -> str:
@@ -160,4 +191,13 @@ _CHECKS: dict[int, Callable[[Policy, str, str | None], str]] = {
     apsw.SQLITE_FUNCTION: _function,
     apsw.SQLITE_PRAGMA: _pragma,
     apsw.SQLITE_CREATE_VTABLE: _virtual_table,
+    **dict.fromkeys(
+        (
+            apsw.SQLITE_CREATE_TEMP_INDEX,
+            apsw.SQLITE_CREATE_TEMP_TABLE,
+            apsw.SQLITE_CREATE_TEMP_TRIGGER,
+            apsw.SQLITE_CREATE_TEMP_VIEW,
+        ),
+        _temporary,
+    ),
 }

@@ -1,0 +1,52 @@
+"""The SQL of a store, made when it is first used: whoever uses keys alone never loads SQLite."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from toondb.engine.engine import Engine
+
+from .options import SqlOptions
+
+if TYPE_CHECKING:
+    from .engine import SqlEngine
+
+__all__ = ["LazySql"]
+
+
+class LazySql:
+    """Opens a :class:`SqlEngine` on demand.
+
+    Args:
+        engine: The open engine.
+        options: See :class:`SqlOptions`.
+    """
+
+    def __init__(self, engine: Engine, options: SqlOptions) -> None:
+        self._engine = engine
+        self._options = options
+        self._lock = threading.Lock()
+        self._sql: SqlEngine | None = None
+
+    def __call__(self) -> SqlEngine:
+        """The SQL of the store.
+
+        Raises:
+            DatabaseClosedError: The store is closed.
+        """
+        sql = self._sql
+        if sql is None:
+            from .engine import SqlEngine
+
+            with self._lock:
+                self._engine.check_open()
+                sql = self._sql = self._sql or SqlEngine(self._engine, self._options)
+        return sql
+
+    def close(self) -> None:
+        """Close it, if it was ever opened. Idempotent."""
+        with self._lock:
+            sql, self._sql = self._sql, None
+        if sql is not None:
+            sql.close()
