@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types check fuzz bench docs clean
+.PHONY: help install demo test corpus lint format types check fuzz bench docs clean
 # Recipes share one virtual environment, which two pips must not change at once.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -31,6 +31,11 @@ demo: $(VENV)/.installed-demo ## run the daemon on real records: load, transfer,
 
 test: $(VENV)/.installed-dev ## run the whole test suite (ARGS="-k name")
 	@$(PY) -m pytest $(ARGS)
+
+corpus: $(VENV)/.installed-dev ## run a published SQL test corpus (needs npm, which fetches it)
+	@$(PY) -m tests.sql_corpus --fetch
+	@$(PY) -m pytest -m corpus $(ARGS)
+	@$(PY) -m tests.sql_corpus --mode both
 
 lint: $(VENV)/.installed-dev ## check style and formatting
 	@$(PY) -m ruff check .

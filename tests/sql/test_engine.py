@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from toondb.engine import maintenance
 from toondb.engine.engine import Engine
 from toondb.engine.options import EngineOptions, Isolation, SyncMode
+from toondb.sql.cancel import Cancel, cancelled_by
 from toondb.sql.engine import SqlEngine
 from toondb.sql.options import SqlOptions
 from toondb_protocol.errors import (
@@ -349,3 +350,14 @@ def _both(model: sqlite3.Connection, sql: Any, text: str, values: tuple[Any, ...
         assert got == expected
     query = "SELECT * FROM t"
     assert rows(sql, query) == model.execute(query).fetchall()
+
+
+def test_a_token_that_was_used_stops_nothing_later(engine: Engine, sql: SqlEngine) -> None:
+    """SQLite asks whether to stop every so many steps of a statement, all its runs together: also our own BEGIN."""
+    sql.execute("CREATE TABLE t (a)")
+    for number in range(12_000):
+        cancel = Cancel()
+        with cancelled_by(cancel):
+            sql.execute("INSERT INTO t VALUES (?)", [number])
+        cancel.cancelled = True
+    assert rows(sql, "SELECT count(*) FROM t") == [(12_000,)]
