@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toondb.engine.conditional import Conditional, Expire
 from toondb.engine.engine import Engine
@@ -29,6 +29,10 @@ from .requests import Parked
 from .session import Session
 from .sql import SqlCursor
 from .workers import Task, Workers
+
+if TYPE_CHECKING:
+    from toondb.sql.connection import Bindings, Outcome
+    from toondb.sql.quick import QuickReader
 
 __all__ = ["Server"]
 
@@ -86,6 +90,7 @@ class Server:
         self.sql = LazySql(engine, config.sql_options())
         self.workers = Workers(_READING_THREADS, "toondb-sql")
         self.writing_workers = Workers(_WRITING_THREADS, "toondb-sql-write")
+        self._quick: QuickReader | None = None
         self.tasks: set[Task] = set()
         self.sql_cursors: set[SqlCursor] = set()
         # Sessions whose job sleeps until a step of its task is done.
@@ -225,6 +230,14 @@ class Server:
         if self.engine.environment.announced_lsn > parked.lsn or self.draining:
             self.wake(session)
 
+    def quick_sql(self, text: str, params: Bindings) -> Outcome | None:
+        """Run a short read here and now; None = it has to go to a thread."""
+        if self._quick is None:
+            from toondb.sql.quick import QuickReader
+
+            self._quick = QuickReader(self.sql())
+        return self._quick.run(text, params)
+
     def wait_for_task(self, session: Session) -> None:
         """Let the job of a session sleep until a step of its task is done."""
         self._waiting.add(session)
@@ -263,6 +276,8 @@ class Server:
 
     def _commit_announced(self, keys: Iterable[bytes]) -> None:
         """Called by whoever committed."""
+        if self._quick is not None:
+            self._quick.committed()
         if self._parked and not self._waking:
             self._waking = True
             try:
@@ -339,6 +354,8 @@ class Server:
             task.cancel()
         self.workers.close()
         self.writing_workers.close()
+        if self._quick is not None:
+            self._quick.close()
         self.sql.close()
         self.reader.release()
 

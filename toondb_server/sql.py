@@ -25,7 +25,7 @@ from toondb_protocol.layout import encode_map
 from toondb_protocol.opcodes import Reply
 from toondb_protocol.sql_values import ParameterSets, given_sql
 
-from .requests import Job, boolean, find_transaction, map_body, only, row_frames, uint
+from .requests import Job, Result, boolean, find_transaction, map_body, only, row_frames, uint
 from .workers import Last, Steps, Task
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ __all__ = [
     "drop_sql_cursor",
     "names_table",
     "resume_cursor",
-    "sql_job",
+    "run_sql",
     "table_job",
 ]
 
@@ -55,6 +55,7 @@ _FIRST_ROWS = 2
 _MOST_ROWS = 16_384
 _MOST_VALUES = 262_144
 _MOST_CURSORS_PER_SESSION = 16
+_LONGEST_QUICK_TEXT = 4096
 
 _SQL_KEYS = frozenset({"sql", "params", "runs", "names", "more", "part", "script", "window"})
 
@@ -71,7 +72,7 @@ def runner_of(session: Session, transaction_id: int) -> SqlEngine | SqlSession:
     return sql.session(transaction)
 
 
-def sql_job(session: Session, transaction_id: int, body: dict[str, Any], payload: bytes) -> Job:
+def run_sql(session: Session, transaction_id: int, body: dict[str, Any], payload: bytes) -> Result:
     """A QUERY with ``sql``."""
     only(body, "sql", _SQL_KEYS)
     text = given_sql(body["sql"])
@@ -100,6 +101,10 @@ def sql_job(session: Session, transaction_id: int, body: dict[str, Any], payload
         if params is not None or "window" in body:
             raise MalformedRequestError("'script' goes without 'params' and 'window'")
         return _outcome_job(session, transaction_id, lambda runner: runner.execute_script(text))
+    if not transaction_id and len(text) <= _LONGEST_QUICK_TEXT:
+        outcome = session.server.quick_sql(text, params)
+        if outcome is not None:
+            return _reply(session, outcome)
     runner = runner_of(session, transaction_id)
     session.next_cursor += 1
     cursor = SqlCursor(session, session.next_cursor, lambda: runner.stream(text, params), transaction_id)
@@ -171,6 +176,17 @@ def _end(rows: int, cursor: int | None, affected: int = 0, last_row_id: int = 0)
     facts: dict[str, Any] = {"rows": rows, "cursor": cursor, "affected": affected, "last_row_id": last_row_id}
     payload = encode_map(facts)
     return pack_header(Reply.END_STREAM, len(payload)) + payload
+
+
+def _reply(session: Session, outcome: Outcome) -> bytes:
+    """The whole reply to a statement whose few rows are all there."""
+    columns, rows, affected, last_row_id = outcome
+    width = len(columns)
+    out = list(row_frames(session, columns, width))
+    if rows:
+        out += row_frames(session, list(chain.from_iterable(rows)), width)
+    out.append(_end(len(rows), None, affected, last_row_id))
+    return b"".join(out)
 
 
 def _finished_job(reply: bytes) -> Job:
@@ -330,6 +346,8 @@ def resume_cursor(session: Session, cursor: SqlCursor, window: int, *, close: bo
         drop_sql_cursor(session, cursor)
         return _finished_job(_end(0, None))
     del session.sql_cursors[cursor.id]
+    # Not left to the worker thread: until its first step this would look like the end of the next window.
+    cursor.paused = False
     if cursor.transaction:
         transaction = find_transaction(session, cursor.transaction)
         session.view = transaction.snapshot

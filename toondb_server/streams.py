@@ -40,7 +40,7 @@ from .requests import (
     txn_id,
     uint,
 )
-from .sql import names_table, resume_cursor, sql_job, table_job
+from .sql import names_table, resume_cursor, run_sql, table_job
 
 if TYPE_CHECKING:
     from toondb.sql.table import TableRows
@@ -412,7 +412,7 @@ def query_extended(session: Session, payload: bytes) -> Result:
     transaction_id = txn_id(payload)
     body = map_body(payload, QUERY_KEYS, largest=session.server.config.max_frame)
     if "sql" in body:
-        return sql_job(session, transaction_id, body, payload)
+        return run_sql(session, transaction_id, body, payload)
     for name in _OF_SQL:
         if name in body:
             raise MalformedRequestError(f"{name!r} goes with 'sql'")

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import apsw
 
@@ -28,6 +28,11 @@ from toondb_protocol.sql_values import BAD_VALUES
 from .cancel import Cancel, current_cancel
 from .pages import PAGE_SIZE, RESERVED_BYTES, open_page_file, vfs_name
 from .policy import OWN_SAVEPOINT, VACUUM_REFUSED, Policy, apply_limits
+from .row_statement import statements
+
+if TYPE_CHECKING:
+    from .firing import RowPlugins
+    from .row_triggers import RowChange, RowTriggers
 
 __all__ = ["Bindings", "Outcome", "SqlConnection", "WantsToWrite"]
 
@@ -39,6 +44,7 @@ _COMMENT = re.compile(r"\s+|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)", re.DOTALL)
 _CHANGES_ROWS = re.compile(r"\s*(?:insert|update|delete|replace|with)\b", re.IGNORECASE)
 _MAY_KEEP_PART = re.compile(r"\bfail\b", re.IGNORECASE)
 _KNOWN_STATEMENTS = 512
+_LONGEST_QUICK_TEXT = 4096
 
 
 class _Known(NamedTuple):
@@ -46,6 +52,7 @@ class _Known(NamedTuple):
 
     readonly: bool
     columns: list[str]
+    quick: bool
 
 
 class WantsToWrite(Exception):
@@ -73,22 +80,28 @@ class SqlConnection:
 
     Args:
         foreign_keys: Enforce FOREIGN KEY constraints.
+        steps: Only for short reads: a statement may take so many steps of SQLite's virtual machine; 0 = any number.
+        longest_value: With ``steps``: and make values of so many bytes.
 
     Attributes:
         file: What its file reads and writes.
+        plugins: What changes of rows fire; None = nothing.
     """
 
-    def __init__(self, *, foreign_keys: bool) -> None:
+    def __init__(self, *, foreign_keys: bool, steps: int = 0, longest_value: int = 0) -> None:
         self.file, name = open_page_file()
         self._foreign_keys = foreign_keys
-        self._policy = Policy()
+        self._policy = Policy(only_quick=bool(steps))
         self._ready = False
         self._deadline: float | None = None
         self._stop = self._many = self._script = False
+        self._looks = 0
         self._halted = False
         self._cancel: Cancel | None = None
         self._reading_only = False
         self._counted = self._counted_to = 0
+        self.plugins: RowPlugins | None = None
+        self._row_triggers: RowTriggers | None = None
         self._columns: list[str] = []
         self._text = ""
         self._whole = True
@@ -100,7 +113,11 @@ class SqlConnection:
         self._db = apsw.Connection(name, vfs=vfs_name(), statementcachesize=256)
         apply_limits(self._db)
         self._db.set_authorizer(self._policy)
-        self._db.set_progress_handler(self._must_stop, _STEPS_BETWEEN_LOOKS)
+        if steps:
+            self._db.limit(apsw.SQLITE_LIMIT_LENGTH, longest_value)
+            self._db.set_progress_handler(self._is_over_budget, steps)
+        else:
+            self._db.set_progress_handler(self._must_stop, _STEPS_BETWEEN_LOOKS)
 
     # Binding
 
@@ -122,6 +139,9 @@ class SqlConnection:
             self._known.clear()
         if not self._ready:
             self._set_up()
+        if transaction is not None and (triggers := self._fires()) is not None:
+            # Not only when something is written: what is done before BEGIN, no rollback undoes.
+            triggers.sync()
         self._own("BEGIN" if transaction is None else "BEGIN IMMEDIATE")
 
     def _set_up(self) -> None:
@@ -186,6 +206,8 @@ class SqlConnection:
             self._own("ROLLBACK")
         self.file.unbind()
         self.file.cached_lsn = lsn
+        if lsn is None and self._row_triggers is not None:
+            self._row_triggers.forget()
         self.let_go()
         self._own_snapshot = None
         self._mark = None
@@ -220,6 +242,8 @@ class SqlConnection:
             WantsToWrite: See ``reading_only``.
             SqlError: It cannot be run, or failed; nothing of it was kept.
         """
+        if not reading_only and (change := self._change(text)) is not None:
+            return self._run_fired(change, text, bindings, in_transaction=in_transaction, seconds=seconds)
         before = self._db.total_changes()
         if self._db.in_transaction:
             self._db.set_last_insert_rowid(0)
@@ -264,6 +288,11 @@ class SqlConnection:
         self._learn(text)
         return self._columns, cursor
 
+    def is_quick(self, text: str) -> bool:
+        """Whether a statement that was run is a read that, on few rows, cannot take long."""
+        known = self._known.get(text)
+        return known is not None and known.quick
+
     def fetch(
         self, cursor: apsw.Cursor, count: int, seconds: float | None
     ) -> tuple[list[tuple[Any, ...]], float | None]:
@@ -278,6 +307,8 @@ class SqlConnection:
     def run_script(self, text: str, *, seconds: float | None) -> Outcome:
         """Run any number of statements, all of them or, when one fails, none; what rows they give is dropped."""
         before = self._db.total_changes()
+        if self._fires() is not None:
+            return self._run_script_fired(text, seconds=seconds)
         with self._savepoint():
             self._prepare(text, reading_only=False, in_transaction=True, seconds=seconds)
             self._script = True
@@ -313,10 +344,13 @@ class SqlConnection:
         elif not self._policy.savepoint:
             if len(self._known) >= _KNOWN_STATEMENTS:
                 self._known.clear()
-            self._known[text] = _Known(self._readonly, self._columns)
+            quick = self._readonly and self._policy.quick and len(text) <= _LONGEST_QUICK_TEXT
+            self._known[text] = _Known(self._readonly, self._columns, quick)
 
     def run_many(self, text: str, sequence: Iterable[Bindings], *, seconds: float | None) -> Outcome:
         """Run one statement for each set of values; what rows they give is dropped."""
+        if (change := self._change(text)) is not None:
+            return self._run_many_fired(change, text, sequence, seconds=seconds)
         before = self._db.total_changes()
         with self._savepoint():
             self._prepare(text, reading_only=False, in_transaction=True, seconds=seconds)
@@ -338,6 +372,85 @@ class SqlConnection:
     def _counts_each_run(self) -> bool:
         return self._foreign_keys or self._policy.triggers
 
+    # Statements that fire plugins
+
+    def _fires(self) -> RowTriggers | None:
+        """The triggers of plugins, where there are any."""
+        triggers = self._row_triggers
+        if triggers is None:
+            plugins = self.plugins
+            if plugins is None or not plugins.registry.has_any_triggers:
+                return None
+            from .row_triggers import RowTriggers
+
+            triggers = self._row_triggers = RowTriggers(self._db, self._policy, plugins)
+        return None if triggers.idle else triggers
+
+    def _change(self, text: str) -> RowChange | None:
+        """A statement that changes rows where there are plugins; else None."""
+        triggers = self._fires()
+        known = self._known.get(text)
+        if triggers is None or (known is not None and known.readonly):
+            return None
+        try:
+            return triggers.begin(text)
+        except apsw.Error as error:
+            raise self._translated(error) from None
+
+    def _run_fired(
+        self, change: RowChange, text: str, bindings: Bindings, *, in_transaction: bool, seconds: float | None
+    ) -> Outcome:
+        before = self._db.total_changes()
+        self._db.set_last_insert_rowid(0)
+        try:
+            with self._savepoint():
+                change.start()
+                columns, cursor = self.start(
+                    text, bindings, reading_only=False, in_transaction=in_transaction, seconds=seconds
+                )
+                rows = cursor.fetchall()
+                affected = self._affected(before)
+                rows += change.apply(bindings)
+        except Exception as error:
+            failed = self._failed(error)
+            raise failed from failed.__cause__
+        return Outcome(columns, rows, affected + change.affected, self._db.last_insert_rowid())
+
+    def _run_many_fired(
+        self, change: RowChange, text: str, sequence: Iterable[Bindings], *, seconds: float | None
+    ) -> Outcome:
+        affected = 0
+        self._db.set_last_insert_rowid(0)
+        try:
+            with self._savepoint():
+                for at, bindings in enumerate(sequence):
+                    before = self._db.total_changes()
+                    change.start()
+                    if at:
+                        self._db.execute(text, bindings).fetchall()
+                    else:
+                        self._execute(text, bindings, False, True, seconds).fetchall()
+                    affected += self._affected(before)
+                    change.apply(bindings, more=True)
+                change.end()
+        except Exception as error:
+            failed = self._failed(error)
+            raise failed from failed.__cause__
+        return Outcome([], [], affected + change.affected, self._db.last_insert_rowid())
+
+    def _run_script_fired(self, text: str, *, seconds: float | None) -> Outcome:
+        before, last = self._db.total_changes(), 0
+        deadline = None if seconds is None else time.monotonic() + seconds
+        try:
+            with self._savepoint():
+                for statement in statements(text):
+                    left = None if deadline is None else deadline - time.monotonic()
+                    done = self.run(statement, None, reading_only=False, in_transaction=True, seconds=left)
+                    last = done.last_row_id or last
+        finally:
+            self._known.clear()
+        return Outcome([], [], self._db.total_changes() - before, last)
+
     def _prepare(self, text: str, *, reading_only: bool, in_transaction: bool, seconds: float | None) -> None:
         self._policy.begin(in_transaction=in_transaction)
         self._text, self._whole, self._columns = text, True, []
@@ -348,6 +461,7 @@ class SqlConnection:
 
     def _start_clock(self, seconds: float | None) -> None:
         self._stop = False
+        self._looks = 0
         self._cancel = current_cancel()
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
@@ -359,7 +473,8 @@ class SqlConnection:
             # Prepared anew: an old one has the columns of an old schema, and what it may do is looked at only once.
             return self._db.execute(text, bindings, can_cache=False)
         except Exception as error:
-            raise self._failed(error) from None
+            failed = self._failed(error)
+            raise failed from failed.__cause__
         finally:
             self._db.exec_trace = None
 
@@ -414,6 +529,11 @@ class SqlConnection:
     def halt(self) -> None:
         """End the statement that is running and all that follow, until it is bound again; from any thread."""
         self._halted = True
+
+    def _is_over_budget(self) -> bool:
+        # SQLite counts the steps of all runs of a statement, so the first time says little.
+        self._looks += 1
+        return self._looks > 1 and not self._policy.internal
 
     def _must_stop(self) -> bool:
         if self._policy.internal:

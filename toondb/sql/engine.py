@@ -27,6 +27,7 @@ from toondb_protocol.record import HEADER_SIZE
 
 from .cancel import cancelled_by, current_cancel
 from .connection import Bindings, Outcome, SqlConnection, WantsToWrite
+from .firing import RowPlugins, fires_on
 from .options import SqlOptions
 from .page_keys import FIRST_PAGE, page_lsn, schema_cookie
 from .stream import FinishedRows, OpenRows, RowStream
@@ -42,6 +43,7 @@ Action: TypeAlias = Callable[[SqlConnection], Outcome]
 _IDLE_CONNECTIONS = 8
 _WRITE_WAIT_SECONDS = 30.0
 _CONFLICT_ATTEMPTS = 100
+_QUICK_TEXTS = 512
 
 
 _DEFAULTS = SqlOptions()
@@ -57,13 +59,20 @@ class SqlEngine:
         options: See :class:`SqlOptions`.
 
     Attributes:
+        environment: The store's environment.
+        quick_texts: Statements that were run and are short reads, see ``quick``.
         seconds: A statement may run for so long; None = for ever.
+        plugins: What changes of rows fire; None = nothing.
     """
 
     def __init__(self, engine: Engine, options: SqlOptions = _DEFAULTS) -> None:
         self._engine = engine
+        self.environment = engine.environment
+        self.private_snapshot = engine.private_snapshot
+        self.quick_texts: dict[str, None] = {}
         self._foreign_keys = options.foreign_keys
         self.seconds = options.statement_seconds
+        self.plugins: RowPlugins | None = None
         if options.memory:
             # First caches give way, then statements fail.
             apsw.soft_heap_limit(options.memory // 2)
@@ -112,7 +121,7 @@ class SqlEngine:
 
     def _take_reader(self) -> SqlConnection | None:
         """An idle connection that reads the newest commit already."""
-        mark = self._engine.environment.mark
+        mark = self.environment.mark
         with self._lock:
             if self._idle and self._idle[-1].reads_as_of(mark):
                 return self._idle.pop()
@@ -167,6 +176,8 @@ class SqlEngine:
             self._has_read(connection)
             raise
         else:
+            if connection.is_quick(text):
+                self._note_quick(text, connection.file.schema_cookie)
 
             def end() -> None:
                 cursor.close(True)
@@ -174,6 +185,14 @@ class SqlEngine:
 
             return OpenRows(connection, cursor, columns, self.seconds, _unguarded, end)
         return FinishedRows(self._write(self._one(text, bindings)))
+
+    def _note_quick(self, text: str, cookie: bytes) -> None:
+        if text not in self.quick_texts:
+            if len(self.quick_texts) >= _QUICK_TEXTS:
+                self.quick_texts.clear()
+            self.quick_texts[text] = None
+        if cookie not in self._tables:
+            self.learn_tables()  # a quick reader has no time for it
 
     def execute_many(self, text: str, sequence: Iterable[Bindings]) -> Outcome:
         """Run one statement for each set of values, all in one transaction.
@@ -198,7 +217,7 @@ class SqlEngine:
         connection = self._take_reader()
         if connection is None:
             # The mark first: a commit in between makes this reader an old one, never hides itself.
-            mark = self._engine.environment.mark if self._sticky else None
+            mark = self.environment.mark if self._sticky else None
             snapshot = self._engine.private_snapshot()
             connection = self.take(sql_lsn(snapshot))
             try:
@@ -218,12 +237,21 @@ class SqlEngine:
     def _has_read(self, connection: SqlConnection) -> None:
         with self._lock:
             self._reading.discard(connection)
-        if connection.reads_as_of(self._engine.environment.mark):
+        if connection.reads_as_of(self.environment.mark):
             self._keep(connection)
         else:
             self.give_back(connection, connection.file.cached_lsn)
 
+    def check_outside_plugins(self) -> None:
+        """Raise SqlError in the code of a plugin: what it would write, the statement that fires it conflicts with."""
+        if fires_on(self._engine):
+            raise SqlError(
+                "a plugin cannot write SQL tables of the database whose change it handles.",
+                remediation="Change the row that it is given, write keys, or have a trigger in SQL.",
+            )
+
     def _write(self, run: Action) -> Outcome:
+        self.check_outside_plugins()
         _ = self._engine.writer  # raises where nothing can be written
         cancel = current_cancel()
 
@@ -402,6 +430,7 @@ class SqlSession:
 
     def _check_can_write(self) -> None:
         """A transaction that can only end in a conflict ends now."""
+        self._sql.check_outside_plugins()
         if self._transaction.read_only:
             raise TransactionError("the transaction is read-only.", remediation="Begin it without read_only.")
         if not self._wrote and self._sql.newest_lsn() > self._transaction.snapshot.lsn:
@@ -422,6 +451,7 @@ class SqlSession:
             if self._connection is None:
                 self._base_lsn = sql_lsn(transaction.snapshot)
                 connection = self._sql.take(self._base_lsn)
+                connection.plugins = self._sql.plugins
                 try:
                     connection.bind(transaction.snapshot, transaction)
                 except BaseException:
@@ -430,6 +460,7 @@ class SqlSession:
                 self._connection = connection
                 # What SQLite has in its cache is read without asking: a serializable transaction has seen it all.
                 transaction.note_read(FIRST_PAGE, Space.SQL)
+            self._connection.plugins = self._sql.plugins
             return action(self._connection)
         except Exception as error:
             self._check_undone(error)

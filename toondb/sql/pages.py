@@ -50,9 +50,11 @@ class PageFile:
 
     Attributes:
         cached_lsn: The LSN of the first page that the connection's page cache goes with; None = its cache is of no use.
+        reads_left: So many pages may be read before a read fails; None = any number.
     """
 
     def __init__(self) -> None:
+        self.reads_left: int | None = None
         self._snapshot: Snapshot | None = None
         self._transaction: Transaction | None = None
         self._stale = True
@@ -98,6 +100,10 @@ class PageFile:
     # The methods of a file, called by SQLite
 
     def xRead(self, amount: int, offset: int) -> bytes:
+        if self.reads_left is not None:
+            self.reads_left -= 1
+            if self.reads_left < 0:
+                raise apsw.IOError("more pages than a short read may have")
         number, at = divmod(offset, PAGE_SIZE)
         page = self._page(number + 1)
         if page is None:

@@ -66,6 +66,27 @@ _ARGUMENT_PRAGMAS = frozenset(
 _FORBIDDEN_FUNCTIONS = frozenset(
     {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "lsdir", "fsdir"}
 )
+_QUICK_ACTIONS = frozenset({apsw.SQLITE_SELECT, apsw.SQLITE_READ})
+_QUICK_FUNCTIONS = frozenset(
+    {
+        "abs",
+        "avg",
+        "coalesce",
+        "count",
+        "ifnull",
+        "iif",
+        "length",
+        "lower",
+        "max",
+        "min",
+        "nullif",
+        "round",
+        "sum",
+        "total",
+        "typeof",
+        "upper",
+    }
+)
 _VIRTUAL_TABLES = frozenset({"fts5", "fts5vocab", "fts4", "fts3", "rtree", "rtree_i32", "geopoly"})
 
 _LIMITS = {
@@ -90,15 +111,21 @@ def apply_limits(connection: apsw.Connection) -> None:
 class Policy:
     """The authorizer of one connection; SQLite asks it while it prepares a statement.
 
+    Args:
+        only_quick: Refuse what :attr:`quick` says.
+
     Attributes:
         refused: What was refused last, with what to do instead; empty when nothing was.
         internal: The statement is ours.
         in_transaction: Savepoints make sense.
         savepoint: The statement is about a savepoint.
         triggers: The statement fires triggers.
+        quick: The statement does nothing that takes long in one step of SQLite's virtual machine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_quick: bool = False) -> None:
+        self._only_quick = only_quick
+        self.quick = True
         self.refused = ""
         self.internal = False
         self.in_transaction = False
@@ -110,6 +137,7 @@ class Policy:
         self.refused = ""
         self.in_transaction = in_transaction
         self.savepoint = self.triggers = False
+        self.quick = True
 
     def __call__(
         self, action: int, first: str | None, second: str | None, database: str | None, trigger: str | None
@@ -118,6 +146,10 @@ class Policy:
             return apsw.SQLITE_OK
         if trigger is not None:
             self.triggers = True
+        if action not in _QUICK_ACTIONS and not (action == apsw.SQLITE_FUNCTION and second in _QUICK_FUNCTIONS):
+            self.quick = False
+            if self._only_quick:
+                return apsw.SQLITE_DENY
         check = _CHECKS.get(action)
         if check is None:
             return apsw.SQLITE_OK
