@@ -25,6 +25,8 @@ from toondb_client import IpcClient
 from toondb_protocol.errors import (
     HistoryTrimmedError,
     PeerNotAllowedError,
+    SqlError,
+    SqlInterruptedError,
     TooManyClientsError,
     TransactionExpiredError,
     TransactionTooLargeError,
@@ -89,6 +91,8 @@ SETTINGS = {
     "socket-group": grp.getgrgid(os.getegid()).gr_name,
     "allow-uid": str(os.geteuid()),
     "loop": "asyncio",
+    "statement-timeout-ms": "400",
+    "sql-memory": "32MiB",
 }
 
 
@@ -118,6 +122,17 @@ def test_change_history(configured: Daemon) -> None:
         with pytest.raises(HistoryTrimmedError):
             list(client.watch(since_lsn=lsn, timeout=0))
         client.delete_path("history", recursive=True)
+
+
+def test_sql(configured: Daemon) -> None:
+    with IpcClient.connect(configured.socket) as client:
+        assert client.execute_sql("PRAGMA foreign_keys").tuples == [(1,)]
+        forever = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+        with pytest.raises(SqlInterruptedError, match="longer than it may"):
+            client.execute_sql(forever)
+        with pytest.raises(SqlError, match="more memory than SQL may take"):
+            client.execute_sql("SELECT length(zeroblob(60000000) || zeroblob(60000000))")
+        assert client.execute_sql("SELECT length(zeroblob(1000000) || 'x')").tuples == [(1_000_001,)]
 
 
 def test_hello(configured: Daemon) -> None:
