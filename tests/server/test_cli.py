@@ -132,7 +132,7 @@ def test_sql(configured: Daemon) -> None:
             client.execute_sql(forever)
         with pytest.raises(SqlError, match="more memory than SQL may take"):
             client.execute_sql("SELECT length(zeroblob(60000000) || zeroblob(60000000))")
-        assert client.execute_sql("SELECT length(zeroblob(1000000) || 'x')").tuples == [(1_000_001,)]
+        assert client.execute_sql("SELECT length(zeroblob(1000000))").tuples == [(1_000_000,)]
 
 
 def test_hello(configured: Daemon) -> None:
