@@ -476,6 +476,36 @@ def test_plugins_fire_in_the_order_of_registration(event: TriggerEvent) -> None:
     assert registry.fire("t", event, {}) == {"by": ["c", "a", "both", "every"]}
 
 
+def test_names_of_tables_are_those_of_sql() -> None:
+    registry = registry_of(appending("a", tables=("Users", "USERS")), appending("b", tables=("users", "É")))
+    assert registry.fire("uSERS", "BEFORE INSERT", {}) == {"by": ["a", "b"]}
+    assert registry.has_triggers("É", "BEFORE INSERT")
+    assert not registry.has_triggers("é", "BEFORE INSERT")
+
+
+def test_what_a_registry_would_call() -> None:
+    registry = PluginRegistry()
+    seen = [(registry.version, registry.has_any_triggers)]
+
+    def look() -> None:
+        seen.append((registry.version, registry.has_any_triggers))
+
+    registry.register(PythonPlugin("silent", ""))
+    look()
+    registry.register(appending("a", tables=("t",)))
+    look()
+    registry.register(appending("b", tables=("*",)))
+    look()
+    assert registry.triggered_by("T", "before insert") == ["a", "b"]
+    assert registry.triggered_by("u", TriggerEvent.BEFORE_INSERT) == ["b"]
+    assert registry.triggered_by("u", "AFTER INSERT") == []
+    for name in ("a", "b"):
+        registry.unregister(name)
+        look()
+    assert [fires for _, fires in seen] == [False, False, True, True, True, False]
+    assert len({version for version, _ in seen}) == len(seen)
+
+
 def test_none_means_unchanged() -> None:
     registry = registry_of(
         appending("a"),

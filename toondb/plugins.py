@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import itertools
 import re
+import string
 import sys
 import threading
 import traceback
@@ -80,8 +81,9 @@ class PythonPlugin:
             and delete, and ``on_batch(rows)``. ``TriggerAbort`` and ``TriggerEvent`` are defined in it.
         version: For people; not interpreted.
         packages: Names of the distributions or modules that the code needs, without versions.
-        triggers: For each table, or ``"*"`` for every table, the events that call a handler: ``"BEFORE INSERT"``, also
-            ``"before_insert"`` or ``TriggerEvent.BEFORE_INSERT``.
+        triggers: For each table (ASCII letters of different case are the same, as in SQL), or ``"*"`` for every table,
+            the events that call a handler: ``"BEFORE INSERT"``, also ``"before_insert"`` or
+            ``TriggerEvent.BEFORE_INSERT``.
 
     Attributes:
         packages: The same, as a tuple.
@@ -151,6 +153,17 @@ class PluginRegistry:
         self._plugins: dict[str, _Registered] = {}
         # Replaced as a whole, never changed: firing reads it without the lock.
         self._fired: dict[str, dict[TriggerEvent, tuple[_Handler, ...]]] = {EVERY_TABLE: {}}
+        self._version = 0
+
+    @property
+    def version(self) -> int:
+        """Changes whenever a plugin is registered or unregistered."""
+        return self._version
+
+    @property
+    def has_any_triggers(self) -> bool:
+        """Whether there is any table and event for which :meth:`fire` would call a handler."""
+        return any(self._fired.values())
 
     def register(self, plugin: PythonPlugin, *, replace: bool = False) -> None:
         """Run the code of a plugin and let its triggers fire from now on.
@@ -205,6 +218,14 @@ class PluginRegistry:
         """
         return bool(self._handlers(table, TriggerEvent.parse(event)))
 
+    def triggered_by(self, table: str, event: TriggerEvent | str) -> list[str]:
+        """The names of the plugins whose handlers :meth:`fire` would call, in their order.
+
+        Raises:
+            ValidationError: There is no such event.
+        """
+        return [handler.plugin for handler in self._handlers(table, TriggerEvent.parse(event))]
+
     @overload
     def fire(self, table: str, event: TriggerEvent | str, row: dict[str, Any]) -> dict[str, Any]: ...
 
@@ -219,7 +240,7 @@ class PluginRegistry:
         AFTER handler returns is ignored. For ``ON_BATCH`` the row is a list of rows, and so is the result.
 
         Args:
-            table: The table.
+            table: The table; as in SQL, ASCII letters of different case are the same.
             event: The event, or its text.
             row: The row (a dict); for ``ON_BATCH`` a list of rows.
 
@@ -266,7 +287,7 @@ class PluginRegistry:
 
     def _handlers(self, table: str, event: TriggerEvent) -> tuple[_Handler, ...]:
         fired = self._fired
-        return (fired.get(table) or fired[EVERY_TABLE]).get(event, ())
+        return (fired.get(folded_name(table)) or fired[EVERY_TABLE]).get(event, ())
 
     def _check_name(self, plugin: PythonPlugin, replace: bool) -> None:
         if not replace and plugin.name in self._plugins:
@@ -277,17 +298,36 @@ class PluginRegistry:
 
     def _rebuild(self) -> None:
         """Compute what fires, from all plugins; the lock is held."""
-        tables = {EVERY_TABLE, *(table for item in self._plugins.values() for table in item.triggers)}
+        triggers_of = {name: _by_folded_name(item.triggers) for name, item in self._plugins.items()}
+        tables = {EVERY_TABLE, *(table for triggers in triggers_of.values() for table in triggers)}
         fired: dict[str, dict[TriggerEvent, tuple[_Handler, ...]]] = {}
         for table in tables:
             events: dict[TriggerEvent, tuple[_Handler, ...]] = {}
-            for item in self._plugins.values():
-                triggers = item.triggers
+            for name, item in self._plugins.items():
+                triggers = triggers_of[name]
                 # Once for each event, also when a plugin names both this table and every table.
                 for event in dict.fromkeys((*triggers.get(table, ()), *triggers.get(EVERY_TABLE, ()))):
                     events[event] = (*events.get(event, ()), item.handlers[event])
             fired[table] = events
         self._fired = fired
+        # Last: whoever sees it sees what goes with it.
+        self._version += 1
+
+
+_ASCII_LOWER: Final = {ord(upper): upper.lower() for upper in string.ascii_uppercase}
+
+
+def folded_name(name: str) -> str:
+    """A name as SQL compares it."""
+    return name.translate(_ASCII_LOWER)
+
+
+def _by_folded_name(triggers: Mapping[str, Iterable[TriggerEvent]]) -> dict[str, tuple[TriggerEvent, ...]]:
+    folded: dict[str, tuple[TriggerEvent, ...]] = {}
+    for table, events in triggers.items():
+        name = folded_name(table)
+        folded[name] = (*folded.get(name, ()), *events)
+    return folded
 
 
 # Firing

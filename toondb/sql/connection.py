@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import apsw
@@ -26,13 +26,15 @@ from toondb_protocol.errors import (
 from toondb_protocol.sql_values import BAD_VALUES
 
 from .cancel import Cancel, current_cancel
+from .fetching import some_rows
 from .pages import PAGE_SIZE, RESERVED_BYTES, open_page_file, vfs_name
 from .policy import OWN_SAVEPOINT, VACUUM_REFUSED, Policy, apply_limits
 from .row_statement import statements
 
 if TYPE_CHECKING:
     from .firing import RowPlugins
-    from .row_triggers import RowChange, RowTriggers
+    from .row_change import RowChange
+    from .row_triggers import RowTriggers
 
 __all__ = ["Bindings", "Outcome", "SqlConnection", "WantsToWrite"]
 
@@ -97,6 +99,7 @@ class SqlConnection:
         self._stop = self._many = self._script = False
         self._looks = 0
         self._halted = False
+        self._handled = 0
         self._cancel: Cancel | None = None
         self._reading_only = False
         self._counted = self._counted_to = 0
@@ -112,6 +115,8 @@ class SqlConnection:
         self._mark: object = None
         self._db = apsw.Connection(name, vfs=vfs_name(), statementcachesize=256)
         apply_limits(self._db)
+        # What virtual tables keep in tables of their own is not for statements to write.
+        self._db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         self._db.set_authorizer(self._policy)
         if steps:
             self._db.limit(apsw.SQLITE_LIMIT_LENGTH, longest_value)
@@ -134,7 +139,8 @@ class SqlConnection:
         self._halted = False
         self.file.bind(snapshot, transaction)
         cookie = self.file.schema_cookie
-        if cookie != self._cookie:
+        other_schema = cookie != self._cookie
+        if other_schema:
             self._cookie = cookie
             self._known.clear()
         if not self._ready:
@@ -143,6 +149,10 @@ class SqlConnection:
             # Not only when something is written: what is done before BEGIN, no rollback undoes.
             triggers.sync()
         self._own("BEGIN" if transaction is None else "BEGIN IMMEDIATE")
+        if other_schema:
+            # SQLite looks at the schema's number when a statement runs; one that does not fit the old schema would
+            # fail before, while it is prepared.
+            self._own("SELECT 1 FROM sqlite_schema LIMIT 1")
 
     def _set_up(self) -> None:
         reserved = ctypes.c_int(RESERVED_BYTES)
@@ -294,15 +304,15 @@ class SqlConnection:
         return known is not None and known.quick
 
     def fetch(
-        self, cursor: apsw.Cursor, count: int, seconds: float | None
-    ) -> tuple[list[tuple[Any, ...]], float | None]:
-        """The next rows of a started statement, and what is left of the ``seconds`` that it may take."""
+        self, cursor: Iterator[tuple[Any, ...]], count: int, seconds: float | None, size: int
+    ) -> tuple[list[tuple[Any, ...]], bool, float | None]:
+        """The next rows of a started statement, see :func:`some_rows`; whether it has ended; the time left to it."""
         self._start_clock(seconds)
         try:
-            rows = list(islice(cursor, count))
+            rows, ended = some_rows(cursor, count, size)
         except Exception as error:
             raise self._failed(error) from None
-        return rows, None if self._deadline is None else self._deadline - time.monotonic()
+        return rows, ended, None if self._deadline is None else self._deadline - time.monotonic()
 
     def run_script(self, text: str, *, seconds: float | None) -> Outcome:
         """Run any number of statements, all of them or, when one fails, none; what rows they give is dropped."""
@@ -461,6 +471,7 @@ class SqlConnection:
 
     def _start_clock(self, seconds: float | None) -> None:
         self._stop = False
+        self._handled = id(sys.exception())
         self._looks = 0
         self._cancel = current_cancel()
         self._deadline = None if seconds is None else time.monotonic() + seconds
@@ -545,7 +556,8 @@ class SqlConnection:
 
     def _translated(self, error: apsw.Error) -> ToonDBError:
         cause: BaseException | None = error
-        while cause is not None:
+        # What the caller was handling already when it ran the statement is no cause of this error.
+        while cause is not None and id(cause) != self._handled:
             if isinstance(cause, ToonDBError):
                 return cause  # the store refused a page
             cause = cause.__cause__ or cause.__context__

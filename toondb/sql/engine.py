@@ -461,7 +461,10 @@ class SqlSession:
                 # What SQLite has in its cache is read without asking: a serializable transaction has seen it all.
                 transaction.note_read(FIRST_PAGE, Space.SQL)
             self._connection.plugins = self._sql.plugins
-            return action(self._connection)
+            result = action(self._connection)
+            if self._end is not None:
+                transaction.check_active()  # a plugin, or another thread, has ended it: there is nothing to answer
+            return result
         except Exception as error:
             self._check_undone(error)
             raise
@@ -499,6 +502,8 @@ class SqlSession:
 
     def flush(self) -> None:
         """Write SQLite's changes into the write set."""
+        if self._runs_in == threading.get_ident():
+            raise SqlError("a transaction cannot be committed inside a statement of it.")
         self._lock.acquire()
         try:
             if self._connection is not None and self._connection.in_transaction:
@@ -534,7 +539,8 @@ class SqlSession:
             cursor.close(True)
         unwritten, lsn = self._end
         if lsn is None and not connection.in_transaction:
-            keep = None  # after its COMMIT SQLite's cache has what was never committed
-        else:
-            keep = self._base_lsn if unwritten else lsn
-        self._sql.give_back(connection, keep)
+            # After its COMMIT SQLite knows pages, and perhaps a schema, that were never committed. It tells schemas
+            # apart by their number, which another transaction may have taken meanwhile.
+            connection.close()
+            return
+        self._sql.give_back(connection, self._base_lsn if unwritten else lsn)

@@ -10,6 +10,8 @@ from toondb.engine.engine import Engine
 from .options import SqlOptions
 
 if TYPE_CHECKING:
+    from toondb.plugins import PluginRegistry
+
     from .engine import SqlEngine
 
 __all__ = ["LazySql"]
@@ -28,6 +30,7 @@ class LazySql:
         self._options = options
         self._lock = threading.Lock()
         self._sql: SqlEngine | None = None
+        self._plugins: PluginRegistry | None = None
 
     def __call__(self) -> SqlEngine:
         """The SQL of the store.
@@ -41,8 +44,23 @@ class LazySql:
 
             with self._lock:
                 self._engine.check_open()
-                sql = self._sql = self._sql or SqlEngine(self._engine, self._options)
+                if self._sql is None:
+                    self._sql = SqlEngine(self._engine, self._options)
+                    self._attach()
+                sql = self._sql
         return sql
+
+    def fire(self, plugins: PluginRegistry) -> None:
+        """From now on, changes of rows fire these plugins."""
+        with self._lock:
+            self._plugins = plugins
+            self._attach()
+
+    def _attach(self) -> None:
+        if self._sql is not None and self._plugins is not None:
+            from .firing import RowPlugins
+
+            self._sql.plugins = RowPlugins(self._plugins, self._engine)
 
     def close(self) -> None:
         """Close it, if it was ever opened. Idempotent."""

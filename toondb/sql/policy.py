@@ -48,7 +48,8 @@ VACUUM_REFUSED = "VACUUM is not a statement here: `toondb-server compact` makes 
 OWN_SAVEPOINT = "toondb_statement"
 """The savepoint around several statements that are one to the caller."""
 
-_SET_PRAGMAS = frozenset({"application_id", "user_version", "optimize", "defer_foreign_keys", "case_sensitive_like"})
+# None that the connection would keep: the next statement on it is perhaps of somebody else.
+_SET_PRAGMAS = frozenset({"application_id", "user_version", "optimize", "defer_foreign_keys"})
 _ARGUMENT_PRAGMAS = frozenset(
     {
         "foreign_key_check",
@@ -150,12 +151,11 @@ class Policy:
             self.quick = False
             if self._only_quick:
                 return apsw.SQLITE_DENY
-        check = _CHECKS.get(action)
+        # CREATE TABLE temp.t is no CREATE TEMP TABLE to SQLite, and makes the same.
+        check = _temporary if database == "temp" and action in _CREATES else _CHECKS.get(action)
         if check is None:
             return apsw.SQLITE_OK
         why = check(self, first or "", second)
-        if database == "temp" and action == apsw.SQLITE_CREATE_VTABLE:
-            why = _temporary(self, first or "", second)
         if not why:
             return apsw.SQLITE_OK
         self.refused = why
@@ -206,6 +206,8 @@ def _pragma(policy: Policy, name: str, value: str | None) -> str:
         return ""
     if value is not None and lower in _SET_PRAGMAS | _ARGUMENT_PRAGMAS:
         return ""
+    if lower == "foreign_keys":
+        return "PRAGMA foreign_keys cannot be set: use the config foreign_keys, or the daemon with --foreign-keys."
     return f"PRAGMA {name} is forbidden; known here are: {', '.join(sorted(READ_PRAGMAS | _SET_PRAGMAS))}."
 
 
@@ -215,6 +217,15 @@ def _virtual_table(policy: Policy, table: str, module: str | None) -> str:
     return f"virtual tables of the kind {module!r} are forbidden; known here are: {', '.join(sorted(_VIRTUAL_TABLES))}."
 
 
+_CREATES = frozenset(
+    {
+        apsw.SQLITE_CREATE_INDEX,
+        apsw.SQLITE_CREATE_TABLE,
+        apsw.SQLITE_CREATE_TRIGGER,
+        apsw.SQLITE_CREATE_VIEW,
+        apsw.SQLITE_CREATE_VTABLE,
+    }
+)
 _CHECKS: dict[int, Callable[[Policy, str, str | None], str]] = {
     apsw.SQLITE_TRANSACTION: _transaction,
     apsw.SQLITE_SAVEPOINT: _savepoint,

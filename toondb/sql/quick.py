@@ -21,6 +21,7 @@ __all__ = ["QuickReader"]
 _STEPS = 1_000
 _PAGES = 64
 _ROWS = 256
+_BYTES = 256 * 1024
 _LONGEST_VALUE = 64 * 1024
 _MOST_TABLES = 500
 _SLOW = 512
@@ -51,8 +52,8 @@ class QuickReader:
                 return None
             connection.file.reads_left = _PAGES
             columns, cursor = connection.start(text, bindings, reading_only=True, in_transaction=False, seconds=None)
-            rows, _ = connection.fetch(cursor, _ROWS + 1, None)
-            if len(rows) <= _ROWS:
+            rows, ended, _ = connection.fetch(cursor, _ROWS, None, _BYTES)
+            if ended:
                 return Outcome(columns, rows, 0, 0)
             cursor.close(True)
             self._note_slow(text)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Any, Protocol
 
 import apsw
 
 from .connection import Outcome, SqlConnection
+from .fetching import FETCH_BYTES, some_rows
 
 __all__ = ["FinishedRows", "OpenRows", "RowStream"]
 
@@ -18,16 +18,18 @@ class RowStream(Protocol):
 
     Attributes:
         columns: Names of the columns; empty for a statement without rows.
+        ended: Whether the last row was fetched, or it was closed.
         rows_affected: Rows that the statement inserted, changed or deleted.
         last_row_id: Row id of the last row inserted.
     """
 
     columns: list[str]
+    ended: bool
     rows_affected: int
     last_row_id: int
 
-    def fetch(self, count: int) -> list[tuple[Any, ...]]:
-        """The next rows, ``count`` at the most; fewer only at the end, which closes it."""
+    def fetch(self, count: int, size: int = FETCH_BYTES) -> list[tuple[Any, ...]]:
+        """The next rows: ``count`` of them, or of ``size`` bytes, at the most. The end closes it."""
 
     def interrupt(self) -> None:
         """End the fetch that is under way; from any thread."""
@@ -42,15 +44,18 @@ class FinishedRows:
     def __init__(self, outcome: Outcome) -> None:
         self.columns, rows, self.rows_affected, self.last_row_id = outcome
         self._rows = iter(rows)
+        self.ended = False
 
-    def fetch(self, count: int) -> list[tuple[Any, ...]]:
-        return list(islice(self._rows, count))
+    def fetch(self, count: int, size: int = FETCH_BYTES) -> list[tuple[Any, ...]]:
+        found, self.ended = some_rows(self._rows, count, size)
+        return found
 
     def interrupt(self) -> None:
         pass
 
     def close(self) -> None:
         self._rows = iter(())
+        self.ended = True
 
 
 class OpenRows:
@@ -83,29 +88,29 @@ class OpenRows:
         self._seconds = seconds
         self._guarded = guarded
         self._end = end
-        self._open = True
+        self._last = self.ended = False
 
-    def fetch(self, count: int) -> list[tuple[Any, ...]]:
-        if not self._open:
+    def fetch(self, count: int, size: int = FETCH_BYTES) -> list[tuple[Any, ...]]:
+        if self.ended:
             return []
         try:
-            rows = self._guarded(lambda: self._fetch(count))
+            rows = self._guarded(lambda: self._fetch(count, size))
         except BaseException:
             self.close()
             raise
-        if len(rows) < count:
+        if self._last:
             self.close()
         return rows
 
-    def _fetch(self, count: int) -> list[tuple[Any, ...]]:
-        rows, self._seconds = self._connection.fetch(self._cursor, count, self._seconds)
+    def _fetch(self, count: int, size: int) -> list[tuple[Any, ...]]:
+        rows, self._last, self._seconds = self._connection.fetch(self._cursor, count, self._seconds, size)
         return rows
 
     def interrupt(self) -> None:
-        if self._open:
+        if not self.ended:
             self._connection.interrupt()
 
     def close(self) -> None:
-        if self._open:
-            self._open = False
+        if not self.ended:
+            self.ended = True
             self._end()

@@ -161,7 +161,7 @@ class TableRows:
         )
 
     def read(self, rows: int) -> Generator[list[tuple[bytes, dict[str, Any]]], None, None]:
-        """Steps of (key, row), ``rows`` in each; in the order of the keys where the rows have a rowid."""
+        """Steps of (key, row), ``rows`` in each at the most; in the order of the keys where the rows have a rowid."""
         names = ", ".join(map(quoted, self.columns))
         table, rowid, columns = quoted(self._name), self._rowid, self.columns
         order = f" ORDER BY {rowid}" if rowid else ""
@@ -180,7 +180,7 @@ class TableRows:
                     key = f"{head}{at if rowid else number}".encode()
                     step.append((key, dict(zip(columns, values, strict=True))))
                 yield step
-                if len(found) < rows:
+                if stream.ended:
                     return
         finally:
             stream.close()
