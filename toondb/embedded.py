@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from toondb.engine.conditional import CompareAndSet, Conditional, Expire, Increment, expires_in
@@ -55,6 +55,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_FIRST_ROWS = 16
 _BATCH_ROWS = 512
 _BATCH_BYTES = 1 << 20
 
@@ -200,19 +201,21 @@ class EmbeddedStore(Store):
         text = given_sql(sql)
         return _result(self._with_sql(lambda runner: runner.execute_script(text)))
 
-    def stream_sql(self, sql: str, params: SqlParameters = None) -> Iterator[dict[str, Any]]:
-        return self._stream_sql(given_sql(sql), given_parameters(params))
+    def _sql_batches(self, sql: str, params: SqlParameters) -> Generator[list[Any], None, None]:
+        return self._row_batches(given_sql(sql), given_parameters(params))
 
-    def _stream_sql(self, text: str, values: Any) -> Iterator[dict[str, Any]]:
+    def _row_batches(self, text: str, values: Any) -> Generator[list[Any], None, None]:
         stream = self._with_sql(lambda runner: runner.stream(text, values))
         try:
-            columns = stream.columns
+            yield stream.columns
+            count = _FIRST_ROWS
             while True:
-                rows = stream.fetch(_BATCH_ROWS)
-                for row in rows:
-                    yield dict(zip(columns, row, strict=True))
-                if len(rows) < _BATCH_ROWS:
+                rows = stream.fetch(count)
+                if rows:
+                    yield rows
+                if stream.ended:
                     return
+                count = min(2 * count, _BATCH_ROWS)
         finally:
             stream.close()
 

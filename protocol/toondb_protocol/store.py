@@ -6,8 +6,9 @@ given a :class:`Store` works on any of them. (``AsyncIpcClient`` offers the same
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .arguments import Items, ScanRange, scan_range
@@ -246,6 +247,9 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def _sql_batches(self, sql: str, params: SqlParameters) -> Generator[list[Any], None, None]:
+        """The names of a statement's columns, then batches of its rows as tuples; it begins with the first step."""
+
     def stream_sql(self, sql: str, params: SqlParameters = None) -> Iterator[dict[str, Any]]:
         """The rows of one SQL statement, read as they are asked for: any number of them in little memory.
 
@@ -258,6 +262,7 @@ class Store(ABC):
             SnapshotExpiredError: Iteration paused for longer than the server's ``--timeout-ms``.
             SqlError and others: See :meth:`execute_sql`.
         """
+        return _as_dicts(self._sql_batches(sql, params))
 
     # Queries and tables
 
@@ -288,3 +293,12 @@ class Store(ABC):
         Raises:
             TableExistsError: There is one of that name.
         """
+
+
+def _as_dicts(batches: Generator[list[Any], None, None]) -> Iterator[dict[str, Any]]:
+    """The rows of :meth:`Store._sql_batches` one by one."""
+    with contextlib.closing(batches):
+        columns: list[str] = next(batches, [])
+        for rows in batches:
+            for row in rows:
+                yield dict(zip(columns, row, strict=True))

@@ -46,7 +46,7 @@ def _run(request: dict[str, Any], namespace: dict[str, Any]) -> None:
     if checks.arrows:
         raise AssertionError(f"'# -> ' belongs behind an expression: {checks.arrows}")
     ast.increment_lineno(tree, request["line"] - 1)
-    exec(compile(tree, request["name"], "exec"), namespace)
+    exec(compile(tree, request["name"], "exec", dont_inherit=True), namespace)
 
 
 def main() -> int:
