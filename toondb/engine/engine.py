@@ -115,6 +115,7 @@ class Engine:
 
     Attributes:
         access: How it holds the folder.
+        turn: A lock for writers that had better take turns.
         bytes_read: Bytes of the values that were read with :meth:`get`, and that callers added for other reads.
         queries_executed: Queries that callers counted.
     """
@@ -149,6 +150,8 @@ class Engine:
         self._closed = False
         self._close_lock = threading.Lock()
         self._ids = itertools.count(1)
+        # For writers that would conflict with each other in any case, whatever handle they come from.
+        self.turn = threading.Lock()
         # Not kept alive by this table: what Ctrl-C takes from whoever had just begun it ends by itself.
         self._open: weakref.WeakValueDictionary[int, Transaction | Snapshot] = weakref.WeakValueDictionary()
         self._open_lock = threading.Lock()

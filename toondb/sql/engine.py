@@ -266,14 +266,16 @@ class SqlEngine:
 
     def _run_turn(self, turn: list[Write[Action, Outcome]]) -> None:
         """Run the writes of a turn in one commit; when that fails, each in one of its own."""
-        if len(turn) > 1 and self._run_together(turn):
-            return
-        for write in turn:
-            try:
-                write.result = self._commit([write])[0]
-            except Exception as error:
-                write.error = error
-            write.done = True
+        # Other handles of this store have queues of their own.
+        with self._engine.turn:
+            if len(turn) > 1 and self._run_together(turn):
+                return
+            for write in turn:
+                try:
+                    write.result = self._commit([write])[0]
+                except Exception as error:
+                    write.error = error
+                write.done = True
 
     def _run_together(self, turn: list[Write[Action, Outcome]]) -> bool:
         try:
