@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from . import cli_control, cli_maintenance
+from . import cli_control, cli_maintenance, cli_sql
 
 __all__ = ["register"]
 
@@ -15,6 +15,9 @@ def register(group: click.Group) -> None:
         cli_control.status,
         cli_control.stop,
         cli_control.stats,
+        cli_sql.sql,
+        cli_sql.sql_import,
+        cli_sql.sql_export,
         cli_maintenance.check,
         cli_maintenance.backup,
         cli_maintenance.restore,

@@ -42,7 +42,20 @@ cli_admin.register(cli)  # as main() does
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-COMMANDS = ("serve", "status", "stop", "stats", "check", "backup", "restore", "compact", "completion")
+COMMANDS = (
+    "serve",
+    "status",
+    "stop",
+    "stats",
+    "sql",
+    "sql-import",
+    "sql-export",
+    "check",
+    "backup",
+    "restore",
+    "compact",
+    "completion",
+)
 
 
 def run_as_nobody(*args: str | Path) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,1 @@
+"""The SQL shell behind ``toondb-server sql``, ``sql-import`` and ``sql-export``."""
