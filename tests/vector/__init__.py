@@ -1,0 +1,1 @@
+"""Tests of vectors: the index, its parts, its files and the command."""
