@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from toondb.config import CONFIG_KEYS
 from toondb.database import Transaction as EmbeddedTransaction
 from toondb.engine.options import EngineOptions, SyncMode
 from toondb.pipeline import Pipeline as EmbeddedPipeline
+from toondb.sql.options import SqlOptions
+from toondb.sql.policy import READ_PRAGMAS, SET_PRAGMAS, VIRTUAL_TABLES
 from toondb_client import IpcClient, Row, Transaction
 from toondb_client.aio import AsyncIpcClient, AsyncTransaction
 from toondb_client.pipeline import AsyncPipeline, Pipeline
 from toondb_protocol import errors
 from toondb_protocol.query_builder import AsyncQueryBuilder, QueryBuilder
+from toondb_protocol.sql_result import SQLQueryResult
 from toondb_server import cli_admin
 from toondb_server.cli import cli
 
@@ -33,7 +37,23 @@ ALL_MARKDOWN = [
     *DOCUMENTS,
     *(ROOT / name for name in ("systemd/README.md", "benchmarks/README.md", "protocol/vectors/README.md")),
 ]
-TARGETS = {"help", "install", "demo", "test", "lint", "types", "check", "fuzz", "bench", "docs", "format", "clean"}
+TARGETS = {
+    *(
+        "help",
+        "install",
+        "demo",
+        "test",
+        "lint",
+        "types",
+        "check",
+        "fuzz",
+        "corpus",
+        "bench",
+        "docs",
+        "format",
+        "clean",
+    ),
+}
 
 
 def is_doctest(block: Block) -> bool:
@@ -269,7 +289,7 @@ def test_every_method_of_an_embedded_database_is_documented() -> None:
 def test_every_key_of_a_config_is_documented() -> None:
     rows = table(section(text_of("docs/embedded.md"), "## Config"))
     assert tuple(code(row[0])[0] for row in rows) == CONFIG_KEYS
-    options = EngineOptions()
+    options, sql = EngineOptions(), SqlOptions()
     assert [row[1].strip('`"') for row in rows] == [
         str(options.create_if_missing),
         str(options.sync_mode),
@@ -278,6 +298,8 @@ def test_every_key_of_a_config_is_documented() -> None:
             f"{size >> 20} MiB" if size < 1 << 40 else f"{size >> 40} TiB"
             for size in (options.max_transaction_bytes, options.map_size, options.change_history_bytes)
         ),
+        str(sql.foreign_keys),
+        str(sql.statement_seconds or 0),
     ]
 
 
@@ -307,6 +329,27 @@ def test_every_error_is_documented() -> None:
         if inspect.isclass(value) and issubclass(value, errors.ToonDBError):
             expected[name] = (value.code, (inspect.getdoc(value) or "").split("\n")[0].replace("``", "`"))
     assert {code(row[0])[0]: (code(row[1])[0], row[2]) for row in rows} == expected
+
+
+# SQL
+
+
+def test_every_attribute_of_a_sql_result_is_documented() -> None:
+    rows = table(section(text_of("docs/sql.md"), "## Results"))
+    own = {name for name in dir(SQLQueryResult) if not name.startswith("_") and not hasattr(Sequence, name)}
+    assert {code(row[0])[0] for row in rows} == own
+
+
+def test_every_pragma_is_documented() -> None:
+    (text,) = [part for part in text_of("docs/sql.md").split("\n\n") if part.startswith("PRAGMAs that may be asked")]
+    asked, _, to_set = text.partition("To be set:")
+    assert code(asked) == sorted(READ_PRAGMAS)
+    assert set(code(to_set)) == SET_PRAGMAS
+
+
+def test_every_kind_of_virtual_table_is_documented() -> None:
+    (row,) = [row for row in table(text_of("docs/sql.md")) if row[0].startswith("virtual tables")]
+    assert set(code(row[0])) == VIRTUAL_TABLES
 
 
 # Dependencies and versions

@@ -112,7 +112,31 @@ def test_asyncio_client(daemon: Daemon) -> None:
     assert "result[2]{title,words}:Snapshots,900;Group commit,1200" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["workers.py", "asyncio_client.py", "embedded.py"])
+def check_sql(*target: str) -> None:
+    done = run("sql.py", *target)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "45 of 60 customers got what they wanted\n"
+        "Laptop: 5 sold, 0 left, 4995.00 so far\n"
+        "Mouse: 20 sold, 10 left, 5495.00 so far\n"
+        "Cable: 20 sold, 0 left, 5585.00 so far\n"
+        "light things: Laptop, Mouse\n"
+        "as TOON: result[3]{name,stock}:Laptop,0;Mouse,10;Cable,0\n"
+        "every order has its invoice, and nothing was sold twice\n"
+    )
+
+
+def test_sql(tmp_path: Path) -> None:
+    check_sql()
+    for _ in range(2):  # again on what the first run left
+        check_sql(str(tmp_path / "data"))
+
+
+def test_the_sql_example_on_a_daemon(daemon: Daemon) -> None:
+    check_sql(str(daemon.socket))
+
+
+@pytest.mark.parametrize("name", ["workers.py", "asyncio_client.py", "embedded.py", "sql.py"])
 def test_an_example_without_a_server_says_so(name: str, tmp_path: Path) -> None:
     done = run(name, str(tmp_path / "none.sock"))
     assert done.returncode == 1

@@ -122,8 +122,9 @@ def test_conflicts(engine: Engine, sql: SqlEngine) -> None:
     sql.session(late).execute("INSERT INTO t VALUES ('late')")
     sql.session(early).execute("INSERT INTO t VALUES ('early')")
     engine.commit(early)
-    with pytest.raises(TransactionConflictError):
+    with pytest.raises(TransactionConflictError, match="wrote SQL tables") as caught:
         engine.commit(late)
+    assert "key" not in caught.value.details
     stale = engine.begin()
     sql.execute("INSERT INTO t VALUES ('other')")
     session = sql.session(stale)
@@ -362,3 +363,15 @@ def test_a_token_that_was_used_stops_nothing_later(engine: Engine, sql: SqlEngin
             sql.execute("INSERT INTO t VALUES (?)", [number])
         cancel.cancelled = True
     assert rows(sql, "SELECT count(*) FROM t") == [(12_000,)]
+
+
+def test_rows_affected_are_those_of_the_statement(sql: SqlEngine) -> None:
+    assert sql.execute("CREATE VIRTUAL TABLE texts USING fts5(body)").rows_affected == 0
+    assert sql.execute_many("INSERT INTO texts VALUES (?)", [("a",), ("b",), ("c",)]).rows_affected == 3
+    assert sql.execute("/* c */ -- d\n INSERT INTO texts VALUES ('e'), ('f')").rows_affected == 2
+    assert sql.execute_many("DELETE FROM texts WHERE texts MATCH ?", [("a",)]).rows_affected == 1
+    sql.execute("CREATE TABLE t (a)")
+    assert sql.execute_many("INSERT INTO t VALUES (?)", [(n,) for n in range(10)]).rows_affected == 10
+    assert sql.execute_many("DELETE FROM t WHERE a >= ?", [(8,), (100,), (5,)]).rows_affected == 5
+    assert sql.execute_many("UPDATE t SET a = a WHERE a < ?", [(0,), (2,), (4,)]).rows_affected == 6
+    assert sql.execute_many("INSERT INTO t VALUES (1)", []).rows_affected == 0

@@ -7,10 +7,11 @@ for an undamaged file:
 - every page of the file is either used exactly once or in the free list exactly once;
 - every page is the page its parent asked for, of the right kind, with sane nodes and its keys in order and
   between the separators of its parents; every leaf is equally deep; all counts are as stored;
-- every value in the sub-databases ``kv`` and ``catalog`` is a record with a correct checksum and an LSN that
-  is not after the LSN of the store;
+- every value in the sub-databases ``kv``, ``catalog``, ``sql``, ``documents``, ``namespace_kv`` and ``text`` is a
+  record with a correct checksum and an LSN that is not after the LSN of the store;
 - the index ``expiry`` has an entry for each record that expires, and no other;
 - every part of the change log has a correct checksum, and is of a commit that the log is said to have;
+- every entry of the document log has a correct checksum, and it says how many documents there are;
 - the format record can be read, and every sub-database of that format is there.
 
 It costs one read per page, memory of one byte per page plus the largest value, and never more time than a
@@ -36,7 +37,7 @@ from typing import Any, Final
 import lmdb
 import msgpack
 
-from toondb.engine import pages
+from toondb.engine import document_log, pages
 from toondb.engine.change_log import is_intact
 from toondb.engine.pages import FormatError, Meta, Metas, Tree
 from toondb.engine.tree_walk import FREED, UNNAMED, USED, Damage, Ledger, Role, TreeWalk, key_text
@@ -45,12 +46,17 @@ from toondb_protocol.errors import DatabaseError, DatabaseNotFoundError
 from toondb_protocol.record import (
     CATALOG_DATABASE,
     CHANGES_DATABASE,
+    DOCUMENT_LOG_DATABASE,
+    DOCUMENTS_DATABASE,
     EXPIRY_DATABASE,
     KV_DATABASE,
     META_CHANGES_FROM,
     META_DATABASE,
     META_FORMAT,
     META_LSN,
+    NAMESPACE_KV_DATABASE,
+    SQL_DATABASE,
+    TEXT_DATABASE,
     decode_record,
 )
 
@@ -59,8 +65,18 @@ __all__ = ["Damage", "FileReport", "SnapshotMovedError", "check_file", "check_li
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
 _U64 = Struct("<Q")
-_OURS: Final = (KV_DATABASE, CATALOG_DATABASE, META_DATABASE, EXPIRY_DATABASE, CHANGES_DATABASE)
 _OURS_V1: Final = (KV_DATABASE, CATALOG_DATABASE, META_DATABASE)
+_OURS_V2: Final = (*_OURS_V1, SQL_DATABASE, EXPIRY_DATABASE, CHANGES_DATABASE)
+_OURS: Final = (*_OURS_V2, DOCUMENTS_DATABASE, DOCUMENT_LOG_DATABASE, NAMESPACE_KV_DATABASE, TEXT_DATABASE)
+_NEEDED: Final = {1: _OURS_V1, 2: _OURS_V2}
+_RECORDS: Final = (
+    KV_DATABASE,
+    CATALOG_DATABASE,
+    SQL_DATABASE,
+    DOCUMENTS_DATABASE,
+    NAMESPACE_KV_DATABASE,
+    TEXT_DATABASE,
+)
 _EXPIRY_KEY_SIZE: Final = 24
 _CHANGE_KEY_SIZE: Final = 12
 _PIN_ATTEMPTS: Final = 20_000
@@ -87,7 +103,7 @@ class FileReport:
         pages_total: Pages of the snapshot, the two meta pages included.
         pages_used: Pages that were reached.
         pages_free: Pages in the free list.
-        records: Values of ``kv`` and ``catalog`` that were verified.
+        records: Values that were verified, of all sub-databases of records.
         damages: At most ``limit`` of them, in the order of discovery.
         truncated: There were more.
     """
@@ -290,6 +306,7 @@ class _Check:
         self._expiring_sum = self._indexed_sum = 0
         self._format: dict[str, Any] | None = None
         self._changes_from = 0
+        self._documents = 0
 
     def run(self, meta: Meta, *, live: bool) -> None:
         report, ledger = self._report, self._ledger
@@ -396,12 +413,14 @@ class _Check:
             name = _database_name(key)
             if key == META_DATABASE:
                 TreeWalk(self._ledger, name, tree, self._meta_entry).run()
-            elif key in (KV_DATABASE, CATALOG_DATABASE):
+            elif key in _RECORDS:
                 TreeWalk(self._ledger, name, tree, self._record_entry(name)).run()
             elif key == EXPIRY_DATABASE:
                 TreeWalk(self._ledger, name, tree, self._expiry_entry).run()
             elif key == CHANGES_DATABASE:
                 TreeWalk(self._ledger, name, tree, self._change_entry).run()
+            elif key == DOCUMENT_LOG_DATABASE:
+                TreeWalk(self._ledger, name, tree, self._document_log_entry).run()
             else:
                 TreeWalk(self._ledger, name, tree, None).run()
         report = self._report
@@ -410,11 +429,15 @@ class _Check:
             if self._expiring == self._indexed:
                 text = "the index of the records that expire has other keys or times than the records"
             self.damage("expiry", text, database="expiry")
+        stored = sum(tree.entries for key, tree in self._trees if key == DOCUMENTS_DATABASE)
+        if not report.damages and stored != self._documents:
+            text = f"there are {stored} documents, the document log says {self._documents}"
+            self.damage("document_log", text, database="document_log")
         found = {key for key, _ in self._trees}
         if CHANGES_DATABASE in found and self._format is None and not report.damages:
             self.damage("format", "the format record is missing in the sub-database 'meta'", database="meta")
         if self._format is not None:
-            needed = _OURS if self._format.get("version") != 1 else _OURS_V1
+            needed = _NEEDED.get(self._format.get("version", 0), _OURS)
             for name in sorted(map(_database_name, set(needed) - found)):
                 self.damage("tree", f"the sub-database {name!r} is missing", database="main")
         if report.lsn is None and report.records:
@@ -456,6 +479,17 @@ class _Check:
         if len(key) != _CHANGE_KEY_SIZE or lsn <= self._changes_from or (newest is not None and lsn > newest):
             text = f"{key_text(key)}: it is no part of a commit between {self._changes_from} and {newest}"
             self.damage("changes", text, database="changes", key=key)
+
+    def _document_log_entry(self, key: bytes, value: bytes) -> None:
+        newest = self._report.lsn
+        if not document_log.is_intact(key, value):
+            text = f"{key_text(key)}: the checksum of this part of the document log is wrong"
+            self.damage("document_log", text, database="document_log", key=key)
+        elif newest is not None and document_log.lsn_of(key, value) > newest:
+            text = f"{key_text(key)}: it is of a commit after the LSN {newest} of the store"
+            self.damage("document_log", text, database="document_log", key=key)
+        else:
+            self._documents += document_log.documents_of(key, value)
 
     def _record_entry(self, name: str) -> Callable[[bytes, bytes], None]:
         report, newest = self._report, self._report.lsn

@@ -27,6 +27,7 @@ from toondb_protocol.sql_values import BAD_VALUES
 
 from .cancel import Cancel, current_cancel
 from .fetching import some_rows
+from .page_keys import USER_PAGES, PageSpace
 from .pages import PAGE_SIZE, RESERVED_BYTES, open_page_file, vfs_name
 from .policy import OWN_SAVEPOINT, VACUUM_REFUSED, Policy, apply_limits
 from .row_statement import statements
@@ -43,7 +44,8 @@ Bindings: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 _CACHE_KIB = 32 * 1024
 _STEPS_BETWEEN_LOOKS = 20_000
 _COMMENT = re.compile(r"\s+|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)", re.DOTALL)
-_CHANGES_ROWS = re.compile(r"\s*(?:insert|update|delete|replace|with)\b", re.IGNORECASE)
+_LEADING = re.compile(rf"(?:{_COMMENT.pattern})*", re.DOTALL)
+_CHANGES_ROWS = re.compile(r"(?:insert|update|delete|replace|with)\b", re.IGNORECASE)
 _MAY_KEEP_PART = re.compile(r"\bfail\b", re.IGNORECASE)
 _KNOWN_STATEMENTS = 512
 _LONGEST_QUICK_TEXT = 4096
@@ -84,14 +86,17 @@ class SqlConnection:
         foreign_keys: Enforce FOREIGN KEY constraints.
         steps: Only for short reads: a statement may take so many steps of SQLite's virtual machine; 0 = any number.
         longest_value: With ``steps``: and make values of so many bytes.
+        pages: Where its pages are.
 
     Attributes:
         file: What its file reads and writes.
         plugins: What changes of rows fire; None = nothing.
     """
 
-    def __init__(self, *, foreign_keys: bool, steps: int = 0, longest_value: int = 0) -> None:
-        self.file, name = open_page_file()
+    def __init__(
+        self, *, foreign_keys: bool, steps: int = 0, longest_value: int = 0, pages: PageSpace = USER_PAGES
+    ) -> None:
+        self.file, name = open_page_file(pages)
         self._foreign_keys = foreign_keys
         self._policy = Policy(only_quick=bool(steps))
         self._ready = False
@@ -102,7 +107,8 @@ class SqlConnection:
         self._handled = 0
         self._cancel: Cancel | None = None
         self._reading_only = False
-        self._counted = self._counted_to = 0
+        self._counted = self._counted_to = self._runs = 0
+        self._counts_each_run = False
         self.plugins: RowPlugins | None = None
         self._row_triggers: RowTriggers | None = None
         self._columns: list[str] = []
@@ -174,7 +180,9 @@ class SqlConnection:
         """Run a statement of ours."""
         self._policy.internal = True
         try:
-            self._db.execute(statement).fetchall()
+            # The flag tells it apart, where prepared statements are kept, from the same text of somebody else: what is
+            # found there is not looked at by the policy again.
+            self._db.execute(statement, prepare_flags=apsw.SQLITE_PREPARE_PERSISTENT).fetchall()
         except apsw.Error as error:
             raise self._translated(error) from None
         finally:
@@ -272,7 +280,9 @@ class SqlConnection:
             raise self._failed(error) from None
         if self._readonly:
             return Outcome(columns, rows, 0, 0)
-        return Outcome(columns, rows, self._affected(before), self._db.last_insert_rowid())
+        # To make a virtual table is to write rows of it.
+        affected = self._affected(before) if _changes_rows(text) else 0
+        return Outcome(columns, rows, affected, self._db.last_insert_rowid())
 
     def _affected(self, before: int) -> int:
         """The rows that the last statement changed, without those of triggers; ``before`` are all changes before it."""
@@ -349,7 +359,7 @@ class SqlConnection:
 
     def _learn(self, text: str) -> None:
         """Remember what a statement is, once it was run."""
-        if not self._readonly and not _CHANGES_ROWS.match(text):
+        if not self._readonly and not _changes_rows(text):
             self._known.clear()  # it may have changed the schema, and with it the columns of others
         elif not self._policy.savepoint:
             if len(self._known) >= _KNOWN_STATEMENTS:
@@ -365,7 +375,8 @@ class SqlConnection:
         with self._savepoint():
             self._prepare(text, reading_only=False, in_transaction=True, seconds=seconds)
             self._db.set_last_insert_rowid(0)
-            self._many, self._counted, self._counted_to = True, 0, before
+            self._many, self._runs, self._counts_each_run = True, 0, self._foreign_keys
+            self._counted, self._counted_to = 0, before
             try:
                 for _ in self._db.executemany(text, sequence):  # type: ignore[arg-type]
                     pass
@@ -374,13 +385,31 @@ class SqlConnection:
             finally:
                 self._db.exec_trace = None
         total = self._db.total_changes()
-        # What triggers and cascades change beside is not counted, where there are any.
-        affected = self._counted + self._affected(self._counted_to) if self._counts_each_run else total - before
+        # What triggers, cascades and virtual tables change beside is not counted, where there are any.
+        if self._counts_each_run or self._runs == 1:
+            affected = self._counted + self._affected(self._counted_to)
+        else:
+            affected = total - before
         return Outcome([], [], affected, self._db.last_insert_rowid())
 
-    @property
-    def _counts_each_run(self) -> bool:
-        return self._foreign_keys or self._policy.triggers
+    def _before_a_run(self) -> None:
+        """Called before each run of many, as long as runs have to be counted one by one."""
+        self._runs += 1
+        self._counts_each_run = self._counts_each_run or self._policy.triggers
+        total = self._db.total_changes()
+        if (
+            self._runs == 2
+            and not self._counts_each_run
+            and total - self._counted_to == self._affected(self._counted_to)
+        ):
+            # It changes nothing beside, so the sum will do. And it is the same statement for every set of values: that
+            # it may run needs no more looking at.
+            self._db.exec_trace = None
+            return
+        if self._runs == 2:
+            self._counts_each_run = True
+        self._counted += self._affected(self._counted_to)
+        self._counted_to = total
 
     # Statements that fire plugins
 
@@ -523,12 +552,7 @@ class SqlConnection:
         if self._reading_only and not cursor.is_readonly:
             return False
         if self._many:
-            if self._counts_each_run:
-                self._counted += self._affected(self._counted_to)
-                self._counted_to = self._db.total_changes()
-            else:
-                # It is the same statement for every set of values: once is enough.
-                self._db.exec_trace = None
+            self._before_a_run()
         self._readonly = cursor.is_readonly
         self._columns = _unique([column[0] for column in cursor.get_description()])
         return True
@@ -569,7 +593,7 @@ class SqlConnection:
             if self._deadline is None or time.monotonic() <= self._deadline:
                 return SqlInterruptedError("the statement was interrupted.")
             return SqlInterruptedError("the statement ran for longer than it may.")
-        if isinstance(error, apsw.ConstraintError):
+        if isinstance(error, (apsw.ConstraintError, apsw.MismatchError)):
             return SqlConstraintError(f"{text}.", details={"extended_code": getattr(error, "extendedresult", None)})
         if "VACUUM" in text:
             return SqlForbiddenError(VACUUM_REFUSED)
@@ -581,6 +605,12 @@ class SqlConnection:
         if isinstance(error, apsw.FullError):
             return TransactionTooLargeError(f"{text}.")
         return SqlError(f"{text}.", details={"sqlite_code": getattr(error, "result", None)})
+
+
+def _changes_rows(text: str) -> bool:
+    """Whether a statement that writes changes rows, and not the schema."""
+    begin = _LEADING.match(text)
+    return _CHANGES_ROWS.match(text, begin.end() if begin else 0) is not None
 
 
 def _unique(names: list[str]) -> list[str]:

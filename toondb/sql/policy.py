@@ -10,7 +10,15 @@ from collections.abc import Callable
 
 import apsw
 
-__all__ = ["OWN_SAVEPOINT", "READ_PRAGMAS", "VACUUM_REFUSED", "Policy", "apply_limits"]
+__all__ = [
+    "OWN_SAVEPOINT",
+    "READ_PRAGMAS",
+    "SET_PRAGMAS",
+    "VACUUM_REFUSED",
+    "VIRTUAL_TABLES",
+    "Policy",
+    "apply_limits",
+]
 
 READ_PRAGMAS = frozenset(
     {
@@ -49,7 +57,9 @@ OWN_SAVEPOINT = "toondb_statement"
 """The savepoint around several statements that are one to the caller."""
 
 # None that the connection would keep: the next statement on it is perhaps of somebody else.
-_SET_PRAGMAS = frozenset({"application_id", "user_version", "optimize", "defer_foreign_keys"})
+SET_PRAGMAS = frozenset({"application_id", "user_version", "optimize", "defer_foreign_keys"})
+"""Pragmas that may be set, or run."""
+
 _ARGUMENT_PRAGMAS = frozenset(
     {
         "foreign_key_check",
@@ -88,7 +98,8 @@ _QUICK_FUNCTIONS = frozenset(
         "upper",
     }
 )
-_VIRTUAL_TABLES = frozenset({"fts5", "fts5vocab", "fts4", "fts3", "rtree", "rtree_i32", "geopoly"})
+VIRTUAL_TABLES = frozenset({"fts5", "fts5vocab", "fts4", "fts3", "rtree", "rtree_i32", "geopoly"})
+"""Kinds of virtual tables that may be made."""
 
 _LIMITS = {
     apsw.SQLITE_LIMIT_ATTACHED: 0,
@@ -132,12 +143,14 @@ class Policy:
         self.in_transaction = False
         self.savepoint = False
         self.triggers = False
+        self._new_trigger = ""
 
     def begin(self, *, in_transaction: bool) -> None:
         """Another statement is prepared from now on."""
         self.refused = ""
         self.in_transaction = in_transaction
         self.savepoint = self.triggers = False
+        self._new_trigger = ""
         self.quick = True
 
     def __call__(
@@ -151,8 +164,15 @@ class Policy:
             self.quick = False
             if self._only_quick:
                 return apsw.SQLITE_DENY
-        # CREATE TABLE temp.t is no CREATE TEMP TABLE to SQLite, and makes the same.
-        check = _temporary if database == "temp" and action in _CREATES else _CHECKS.get(action)
+        check = _CHECKS.get(action)
+        # CREATE TABLE temp.t is no CREATE TEMP TABLE to SQLite, and makes the same. That of a trigger is seen only by
+        # where it is noted.
+        if action == apsw.SQLITE_CREATE_TRIGGER:
+            self._new_trigger = first or ""
+        if database == "temp" and action in _CREATES:
+            check = _temporary
+        elif self._new_trigger and first == "sqlite_temp_master" and action == apsw.SQLITE_INSERT:
+            first, check = self._new_trigger, _temporary
         if check is None:
             return apsw.SQLITE_OK
         why = check(self, first or "", second)
@@ -189,7 +209,7 @@ def _detach(policy: Policy, name: str, _: str | None) -> str:
 
 def _temporary(policy: Policy, name: str, _: str | None) -> str:
     return (
-        f"the temporary table, view or index {name!r} is forbidden: statements share connections, which would keep it. "
+        f"the temporary table, view, index or trigger {name!r} is forbidden: statements share connections, which would keep it. "
         "Use a table, or WITH (a common table expression)."
     )
 
@@ -204,17 +224,17 @@ def _pragma(policy: Policy, name: str, value: str | None) -> str:
     lower = name.lower()
     if value is None and (lower in READ_PRAGMAS or lower == "optimize"):
         return ""
-    if value is not None and lower in _SET_PRAGMAS | _ARGUMENT_PRAGMAS:
+    if value is not None and lower in SET_PRAGMAS | _ARGUMENT_PRAGMAS:
         return ""
     if lower == "foreign_keys":
         return "PRAGMA foreign_keys cannot be set: use the config foreign_keys, or the daemon with --foreign-keys."
-    return f"PRAGMA {name} is forbidden; known here are: {', '.join(sorted(READ_PRAGMAS | _SET_PRAGMAS))}."
+    return f"PRAGMA {name} is forbidden; known here are: {', '.join(sorted(READ_PRAGMAS | SET_PRAGMAS))}."
 
 
 def _virtual_table(policy: Policy, table: str, module: str | None) -> str:
-    if (module or "").lower() in _VIRTUAL_TABLES:
+    if (module or "").lower() in VIRTUAL_TABLES:
         return ""
-    return f"virtual tables of the kind {module!r} are forbidden; known here are: {', '.join(sorted(_VIRTUAL_TABLES))}."
+    return f"virtual tables of the kind {module!r} are forbidden; known here are: {', '.join(sorted(VIRTUAL_TABLES))}."
 
 
 _CREATES = frozenset(
