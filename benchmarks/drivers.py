@@ -433,13 +433,15 @@ def open_driver(name: str, address: str, workload: Workload, seed: int) -> Drive
     """Connect to a contestant.
 
     Args:
-        name: A name of :data:`DRIVERS`, or of :data:`benchmarks.embedded.EMBEDDED`.
+        name: A name of :data:`DRIVERS`, :data:`benchmarks.embedded.EMBEDDED` or
+            :data:`benchmarks.sql_drivers.SQL_DRIVERS`.
         address: Its socket, or its folder for what runs in process.
         workload: The records it holds.
         seed: Draws the keys to ask for; different in every worker.
     """
     from benchmarks.embedded import EMBEDDED  # which needs what is above
+    from benchmarks.sql_drivers import SQL_DRIVERS
 
-    factory: Any = DRIVERS.get(name) or EMBEDDED[name]
+    factory: Any = DRIVERS.get(name) or EMBEDDED.get(name) or SQL_DRIVERS[name]
     driver: Driver = factory(address, workload, seed)
     return driver

@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["describe_machine", "filesystem_of", "fsync_latency"]
 
-_LIBRARIES = ("lmdb", "msgpack", "uvloop", "redis", "hiredis")
+_LIBRARIES = ("lmdb", "apsw", "msgpack", "uvloop", "redis", "hiredis", "sochdb")
 
 
 def _field(path: str, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Where the daemon spends its time under a fixed load: ``python -m benchmarks.profile get|put|pipeline``.
+"""Where the daemon spends its time under a fixed load: ``python -m benchmarks.profile LOAD``.
 
 The daemon runs under cProfile, which slows it down and sees its main thread (the event loop) alone; the
 processor time of every thread is printed beside it. Compare shares, not rates.
@@ -27,6 +27,8 @@ LOADS = {
     "pipeline": ("toondb", "get*1000", 1, "off"),
     "pipeline-put": ("toondb", "put*1000", 1, "off"),
     "scan": ("toondb", "scan", 1, "off"),
+    "sql-point": ("sql-ipc", "point", 1, "off"),
+    "sql-insert": ("sql-ipc", "insert", 8, "full"),
 }
 
 

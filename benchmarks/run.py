@@ -16,6 +16,7 @@ from benchmarks.footprint import measure_memory, measure_start, raise_descriptor
 from benchmarks.report import CellResult, RowResult
 from benchmarks.rows import Cell, Row
 from benchmarks.servers import Servers, cpu_seconds, missing, place
+from benchmarks.sql_measure import failure, measure_latency, measure_peak, measure_size
 from benchmarks.timing import Samples, turns
 from benchmarks.workload import Workload
 
@@ -83,7 +84,7 @@ def _measure_rate(row: Row, servers: Servers, crew: Crew, effort: Effort) -> lis
             rate, count = crew.run(connection(cell), cell.operation, seconds, cell.processes)
             used = cpu_seconds(server.pid) - before if server else 0.0
         except (CrewError, OSError) as error:
-            failures[cell.label] = f"failed: {error}"
+            failures[cell.label] = failure(error)
             return
         if keep:
             values[cell.label].append(rate)
@@ -154,6 +155,12 @@ def run_rows(
                 cells = measure_memory(row.cells, servers, effort.starts)
             elif row.measure == "start":
                 cells = measure_start(row.cells, servers, crew, effort.starts)
+            elif row.measure == "sql-size":
+                cells = measure_size(row.cells, servers, crew)
+            elif row.measure == "sql-peak":
+                cells = measure_peak(row.cells, servers, children, workload, data)
+            elif row.measure == "sql-latency":
+                cells = measure_latency(row.cells, servers, crew, effort.rounds, 4 * effort.seconds)
             else:
                 cells = _measure_rate(row, servers, crew, effort)
             result = RowResult(row, tuple(cells))

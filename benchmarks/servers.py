@@ -6,8 +6,10 @@
     redis-server without persistence: the peer of rows that do not wait for the disk.
 ``redis-always``
     redis-server with an append-only file synced before every reply: the peer of durable rows.
-``lmdb``, ``embedded``, ``concurrent``, ``rawlmdb``, ``sqlite``, ``diskcache``, ``sochdb``
-    A folder; the clients open it in process. What follows a ``-`` only tells folders apart.
+``lmdb``, ``embedded``, ``concurrent``, ``rawlmdb``, ``sqlite``, ``apsw``, ``diskcache``, ``sochdb``
+    A folder; the clients open it in process.
+
+What follows a further ``-`` (for what is in process, the first) only tells folders apart.
 ``echo``
     The bare uvloop server of :mod:`benchmarks.echo`.
 """
@@ -56,7 +58,7 @@ def missing(server: str, driver: str = "") -> bool:
             return not _importable("toondb.database")
         case "sqlite":
             return not _importable("sqlite3")
-        case "diskcache" | "sochdb" as module:
+        case "apsw" | "diskcache" | "sochdb" as module:
             return not _importable(module)
         case "echo":
             return not _importable("uvloop")
@@ -118,11 +120,11 @@ class Servers:
         folder = folder or self._data / f"{server}-{self._count}"
         path = self._sockets / f"{self._count}.sock"
         kind, _, mode = server.partition("-")
-        if kind == "lmdb" or kind in EMBEDDED:
+        if kind in ("lmdb", "apsw") or kind in EMBEDDED:
             return None, str(folder)
         folder.mkdir(exist_ok=True)
         if kind == "toondb":
-            arguments = toondb_arguments(folder, path, mode or None)
+            arguments = toondb_arguments(folder, path, mode.partition("-")[0] or None)
         elif kind == "redis":
             arguments = _redis_arguments(folder, path, mode == "always")
         else:

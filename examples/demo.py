@@ -398,16 +398,25 @@ def verify(client: IpcClient, expected: dict[bytes, bytes], total: int, moves: i
         raise SystemExit("Something was lost.")
 
 
-def run(workers: int, moves: int, limit: int | None) -> None:
-    """The whole demo in a temporary folder, which is removed at the end."""
-    started = time.perf_counter()
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for a demo, with a path short enough for sockets; it is removed at the end."""
     folder = tempfile.mkdtemp(prefix="toondb-demo-")
     try:
         if len(folder) > _NARROW:  # a Unix socket's path has 107 bytes at the most
             shutil.rmtree(folder)
             folder = tempfile.mkdtemp(prefix="toondb-demo-", dir="/tmp")
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(workers: int, moves: int, limit: int | None) -> None:
+    """The whole demo in a temporary folder."""
+    started = time.perf_counter()
+    with temporary_folder() as folder:
         expected = load_cities(limit)
-        with Server(Path(folder, "data"), Path(folder, "server.log")) as server:
+        with Server(folder / "data", folder / "server.log") as server:
             say(f"1. Start toondb-server on the empty folder {server.database}")
             say(f"   ready after {server.start():.2f} s")
             load(server, expected, workers, limit)
@@ -426,8 +435,6 @@ def run(workers: int, moves: int, limit: int | None) -> None:
                 verify(client, expected, total, workers * moves, before)
             server.stop()
             say(f"   {server.check()}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     say(f"\nDone in {time.perf_counter() - started:.1f} s.")
 
 
@@ -439,6 +446,26 @@ def _end(*_: object) -> None:
     for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def finish(demo: Callable[[], None]) -> int:
+    """Run a demo; returns the exit status, also of one that was interrupted or has lost its reader."""
+    for number in _ENDING:
+        signal.signal(number, _end)
+    try:
+        demo()
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            say("\nInterrupted; nothing is left behind.")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ToonDBError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def main() -> int:
@@ -454,22 +481,7 @@ def main() -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1")
-    for number in _ENDING:
-        signal.signal(number, _end)
-    try:
-        run(options.workers, options.moves, options.cities)
-    except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            say("\nInterrupted; nothing is left behind.")
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has gone; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except ToonDBError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return finish(lambda: run(options.workers, options.moves, options.cities))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,17 @@ import pytest
 from benchmarks.__main__ import main, select_rows
 from benchmarks.children import ChildError, Children, project_environment
 from benchmarks.crew import Crew, CrewError
-from benchmarks.drivers import DRIVERS
+from benchmarks.drivers import DRIVERS, DriverError
 from benchmarks.embedded import EMBEDDED
 from benchmarks.machine import describe_machine
 from benchmarks.report import CellResult, RowResult, format_row, format_verdicts, judge, to_json, write_json
 from benchmarks.rows import ROWS, Cell, Row, Target
 from benchmarks.run import Effort, run_rows
 from benchmarks.servers import Servers, missing
+from benchmarks.sql import SQL_ROWS
+from benchmarks.sql_drivers import SQL_DRIVERS, SqliteDriver, WrongAnswerError
+from benchmarks.sql_measure import failure
+from benchmarks.sql_tables import SqlTables
 from benchmarks.timing import Samples, ratios, turns
 from benchmarks.workload import Workload
 
@@ -118,7 +122,8 @@ def test_rows_are_consistent() -> None:
         assert len(set(labels)) == len(labels), row.name
         for cell in row.cells:
             missing(cell.server, cell.driver)  # raises for a server that nobody knows
-            assert (cell.driver in DRIVERS or cell.driver in EMBEDDED) == (row.measure == "rate")
+            known = cell.driver in {**DRIVERS, **EMBEDDED, **SQL_DRIVERS}
+            assert known == (row.measure not in ("memory", "start"))
         for target in row.targets:
             assert target.cell in labels, row.name
             assert target.baseline is None or target.baseline in labels, row.name
@@ -216,3 +221,59 @@ def test_a_server_that_ends_early_is_explained(tmp_path: Path) -> None:
             children.start([sys.executable, "-c", "print('out of luck')"], label="server", ready_timeout=30.0)
         with pytest.raises(ChildError, match="could not be started"):
             children.start(["/nonexistent/program"], label="server", ready_timeout=30.0)
+
+
+def test_sql_rows_run_and_are_judged(tmp_path: Path) -> None:
+    results: list[RowResult] = []
+    sockets = tmp_path / "s"
+    sockets.mkdir()
+    run_rows(
+        SQL_ROWS,
+        workload=SMALL,
+        effort=Effort(rounds=1, seconds=0.01, warm_up=0.001, starts=1),
+        data=tmp_path,
+        sockets=sockets,
+        report=results.append,
+    )
+    assert [result.row for result in results] == list(SQL_ROWS)
+    for result in results:
+        for cell in result.cells:
+            if "sochdb" in cell.label:
+                continue  # a peer that need not be there, and cannot do everything
+            assert cell.status == "ok", (result.row.name, cell)
+            assert cell.samples is not None
+    verdicts = judge(results)
+    assert [verdict.target.limit for verdict in verdicts] == [0.6, 0.7, 0.5, 1 / 3, 0.8, 1.5]
+    assert all(verdict.measured is not None for verdict in verdicts)
+
+
+def test_a_peer_that_answers_wrongly_is_no_failure_of_the_run() -> None:
+    assert failure(CrewError("WrongAnswerError: 1 gave 2")) == "cannot do it: 1 gave 2"
+    assert failure(CrewError("worker 0 ended early")) == "failed: worker 0 ended early"
+
+
+def test_a_wrong_answer_to_sql_is_found_before_anything_is_timed(tmp_path: Path) -> None:
+    driver = SqliteDriver(str(tmp_path), SMALL, 1)
+    try:
+        assert driver.loop("aggregate")(0.0) == 10 * SMALL.keys
+        driver.loop("point")
+        driver._change("UPDATE people SET score = -1")
+        driver._change("DELETE FROM big WHERE id = 7")
+        for operation in ("point", "aggregate"):
+            with pytest.raises(WrongAnswerError, match="instead of"):
+                driver.loop(operation)
+        with pytest.raises(DriverError, match="no operation 'nope'"):
+            driver.loop("nope")
+    finally:
+        driver.close()
+
+
+def test_sql_tables_hold_what_they_say() -> None:
+    tables = SqlTables(SMALL)
+    batches = list(tables.batches("big"))
+    assert [len(batch) for batch in batches] == [1000] * 10
+    assert batches[3][5] == tables.person(3005)
+    for count in (1, 999, 1000, 2345):
+        assert tables.score_sum(count) == pytest.approx(sum(row[3] for row in tables.people(0, count)))
+    assert len(next(tables.batches("documents"))) == tables.size("documents") == 200
+    assert tables.searches(1) == tables.searches(1) != tables.searches(2)

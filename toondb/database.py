@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from toondb import toon
+from toondb.collections.opening import LazyCollections
 from toondb.config import OpenOptions, open_options
 from toondb.embedded import (
     EmbeddedStore,
@@ -80,9 +81,17 @@ class _Shared:
 
     def __init__(self, engine: Engine, options: OpenOptions, *, concurrent: bool) -> None:
         self.engine = engine
+        self.collections = LazyCollections(engine)
         self.options = options
         self.concurrent = concurrent
         self.handles = 1
+
+    def close(self) -> None:
+        """Close the engine, and before it what works on it."""
+        try:
+            self.collections.close()
+        finally:
+            self.engine.close()
 
 
 _FolderId = tuple[int, int]
@@ -109,7 +118,7 @@ os.register_at_fork(after_in_child=_after_fork)
 def _close_all() -> None:
     for shared in list(_shared.values()):
         with contextlib.suppress(ToonDBError):
-            shared.engine.close()
+            shared.close()
 
 
 def _share(path: str | os.PathLike[str], options: OpenOptions, *, concurrent: bool) -> tuple[_FolderId, _Shared]:
@@ -164,7 +173,7 @@ def _unshare(identity: _FolderId, shared: _Shared) -> None:
             if shared.handles:
                 return
         try:
-            shared.engine.close()
+            shared.close()
         finally:
             with _lock:
                 if _shared.get(identity) is shared:
@@ -270,11 +279,15 @@ class Database(EmbeddedStore):
 
     @property
     def plugins(self) -> PluginRegistry:
-        """The plugins of this handle: Python code that is called for changes of rows."""
+        """The plugins of this handle: Python code that is called when its SQL changes rows."""
         if self._plugins is None:
             from toondb.plugins import PluginRegistry
 
-            self._plugins = PluginRegistry()
+            with self._close_lock:
+                if self._plugins is None:
+                    plugins = PluginRegistry()
+                    self._sql.fire(plugins)
+                    self._plugins = plugins
         return self._plugins
 
     # Keys
@@ -357,6 +370,10 @@ class Database(EmbeddedStore):
     def _with_sql(self, action: Callable[[SqlEngine | SqlSession], T]) -> T:
         self._engine.check_open()
         return action(self._sql())
+
+    def _operate(self, operation: str, arguments: dict[str, Any]) -> Any:
+        self._engine.check_open()
+        return self._shared.collections().operate(operation, arguments)
 
     def _answer_query(self, body: Mapping[str, Any]) -> QueryAnswer:
         engine = self._engine
@@ -448,7 +465,7 @@ class Database(EmbeddedStore):
             read_only: Refuse writes.
         """
         inner = self._engine.begin(Isolation(check_isolation(str(isolation))), read_only=read_only or self.read_only)
-        return Transaction(self._engine, inner, self._token, self._sql)
+        return Transaction(self._engine, inner, self._token, self._sql, self._shared.collections)
 
     transaction = begin_transaction
 
@@ -598,11 +615,13 @@ class Transaction(TransactionStore):
 
     _open: ClassVar[weakref.WeakValueDictionary[tuple[int, int], Transaction]] = weakref.WeakValueDictionary()
 
-    def __init__(self, engine: Engine, inner: EngineTransaction, token: object, sql: LazySql) -> None:
+    def __init__(
+        self, engine: Engine, inner: EngineTransaction, token: object, sql: LazySql, collections: LazyCollections
+    ) -> None:
         # First what __del__ needs: Ctrl-C may come between any two of these.
         self._engine = engine
         self._token = token
-        super().__init__(inner, engine, sql)
+        super().__init__(inner, engine, sql, collections)
         self._open[id(engine), inner.id] = self
 
     @classmethod
@@ -678,8 +697,8 @@ class Transaction(TransactionStore):
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         if exc_type is None:
-            # One that expired must not look committed because the block went on after the error.
-            if self.active or self._inner.expired:
+            # One that was lost must not look committed because the block went on after the error.
+            if self.active or self._inner.lost:
                 self.commit()
             return
         if self.active:

@@ -23,6 +23,7 @@ from toondb_protocol.arguments import (
     pairs_as_dict,
     ttl_to_ms,
 )
+from toondb_protocol.collections import HasCollections
 from toondb_protocol.columns import Columns, given_columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value, prefix_end
 from toondb_protocol.paths import path_key
@@ -34,6 +35,7 @@ from toondb_protocol.sql_values import SqlParameters, given_parameters, given_sq
 from toondb_protocol.store import Store
 
 if TYPE_CHECKING:
+    from toondb.collections.opening import LazyCollections
     from toondb.sql.connection import Outcome
     from toondb.sql.engine import SqlEngine, SqlSession
     from toondb.sql.opening import LazySql
@@ -152,7 +154,7 @@ def answer_query(view: View, body: Mapping[str, Any], counters: Counters, table:
     return Answer(batches, query.row_count)
 
 
-class EmbeddedStore(Store):
+class EmbeddedStore(Store, HasCollections):
     """What a database and its transactions have in common."""
 
     def _batches(self, scan: ScanRange) -> Iterator[list[tuple[bytes, bytes]]]:
@@ -234,10 +236,13 @@ def _result(outcome: Outcome) -> SQLQueryResult:
 class TransactionStore(EmbeddedStore):
     """The methods of a store inside a transaction of the engine. Safe to share between threads."""
 
-    def __init__(self, inner: EngineTransaction, counters: Counters, sql: LazySql) -> None:
+    def __init__(
+        self, inner: EngineTransaction, counters: Counters, sql: LazySql, collections: LazyCollections
+    ) -> None:
         self._inner = inner
         self._counters = counters
         self._sql = sql
+        self._collections = collections
         # The engine's transactions are used by one thread at a time.
         self._guard = threading.RLock()
 
@@ -308,6 +313,11 @@ class TransactionStore(EmbeddedStore):
         with self._guard:
             self._inner.check_active()
             return action(self._sql().session(self._inner))
+
+    def _operate(self, operation: str, arguments: dict[str, Any]) -> Any:
+        with self._guard:
+            self._inner.check_active()
+            return self._collections().operate(operation, arguments, self._inner)
 
     def _answer_query(self, body: Mapping[str, Any]) -> QueryAnswer:
         with self._guard:

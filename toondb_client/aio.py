@@ -94,6 +94,10 @@ class AsyncIpcClient(AsyncStore):
 
     # Plumbing
 
+    @property
+    def _max_frame(self) -> int:
+        return self.server.max_frame
+
     def _check(self) -> None:
         if self._generation != forks.generation():
             raise ForkedProcessError("this client was connected by the parent process.")
@@ -449,6 +453,10 @@ class AsyncTransaction(AsyncStore):
     def active(self) -> bool:
         """Whether it can still be used."""
         return self._connection is not None
+
+    @property
+    def _max_frame(self) -> int:
+        return self._check().hello.max_frame
 
     def _check_process(self) -> None:
         # Before the lock, which a task of the parent may have held.

@@ -15,6 +15,7 @@ from toondb_protocol.sql_result import SQLQueryResult
 from toondb_protocol.sql_values import SqlParameters
 
 from . import calls
+from .aio_collections import AsyncHasCollections
 from .store import ms_or_none, value_or_none
 
 __all__ = ["AsyncStore"]
@@ -22,7 +23,7 @@ __all__ = ["AsyncStore"]
 T = TypeVar("T")
 
 
-class AsyncStore:
+class AsyncStore(AsyncHasCollections):
     """Reads and writes, either each on its own or all inside one transaction: a :class:`Store` with ``await``.
 
     Keys are 1 to 511 bytes; text is taken as UTF-8. Values are bytes-like. Every method raises
@@ -31,6 +32,14 @@ class AsyncStore:
     """
 
     _txn: int = 0
+
+    @property
+    def _max_frame(self) -> int:
+        """The frame cap of the server."""
+        raise NotImplementedError
+
+    async def _operate(self, operation: str, arguments: dict[str, Any]) -> Any:
+        return await self._run(calls.operate(self._txn, operation, arguments, self._max_frame))
 
     async def _call(self, call: calls.Call) -> Any:
         raise NotImplementedError

@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Callable, Generator, Iterable, Mapping
 from enum import Enum
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgpack
@@ -29,12 +30,13 @@ from toondb_protocol.arguments import (
 from toondb_protocol.changes import Change, ChangeKind
 from toondb_protocol.client_core import ReplyFrame as ReplyFrame
 from toondb_protocol.client_core import raise_error as raise_error
+from toondb_protocol.collections import READING
 from toondb_protocol.columns import Columns, given_columns
-from toondb_protocol.errors import ProtocolError, ToonDBError, ValidationError
+from toondb_protocol.errors import MalformedRequestError, ProtocolError, ToonDBError, ValidationError
 from toondb_protocol.frames import pack_header
 from toondb_protocol.hello import ServerHello, client_hello, parse_server_hello
 from toondb_protocol.keys import KeyLike
-from toondb_protocol.layout import decode_map
+from toondb_protocol.layout import decode_map, encode_map
 from toondb_protocol.messages import encode_request
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 from toondb_protocol.sql_result import SQLQueryResult
@@ -68,6 +70,7 @@ __all__ = [
     "get_many",
     "hello",
     "increment",
+    "operate",
     "ping",
     "put",
     "put_for",
@@ -92,6 +95,7 @@ T = TypeVar("T")
 SOFTWARE = "toondb-client/0.1.0"
 
 _GET = int(Opcode.GET | EXTENDED)
+_QUERY = int(Opcode.QUERY | EXTENDED)
 _PUT = int(Opcode.PUT | EXTENDED)
 _DELETE = int(Opcode.DELETE | EXTENDED)
 _OK = int(Reply.OK)
@@ -516,13 +520,19 @@ def sql_many(txn: int, text: str, params: Iterable[SqlParameters]) -> Operation[
     if values.names is not None:
         body["names"] = values.names
     width = max(1, values.width)
-    runs_each = max(1, _VALUES_PER_REQUEST // width)
+    runs_each = runs_at_most = max(1, _VALUES_PER_REQUEST // width)
     at = 0
     step: list[bytes] = []
     size = 0
     while True:
         runs = min(runs_each, values.runs - at)
-        body["params"], body["runs"] = values.flat[at * width : (at + runs) * width], runs
+        flat = values.flat[at * width : (at + runs) * width]
+        while runs > 1 and _long_bytes(flat) > _STEP_BYTES:
+            # Together they may be more than a frame takes.
+            runs //= 2
+            del flat[runs * width :]
+        runs_each = min(2 * runs, runs_at_most)
+        body["params"], body["runs"] = flat, runs
         at += runs
         last = at >= values.runs
         if last:
@@ -540,6 +550,10 @@ def sql_many(txn: int, text: str, params: Iterable[SqlParameters]) -> Operation[
     return _sql_done(replies[-1])
 
 
+def _long_bytes(values: list[Any]) -> int:
+    return sum([len(value) for value in values if type(value) is bytes or type(value) is str])
+
+
 def sql_start(txn: int, text: str, params: SqlParameters, window: int) -> Call:
     """Start a statement; answers its first :class:`Window`, whose first batch has the names of its columns."""
     body: dict[str, Any] = {"sql": given_sql(text), "window": window}
@@ -549,13 +563,58 @@ def sql_start(txn: int, text: str, params: SqlParameters, window: int) -> Call:
     return Call(_sql_frame(body, txn), _sql_window, _ONLY_READS.match(text) is not None)
 
 
+# Namespaces and collections
+
+
+def operate(txn: int, operation: str, arguments: Mapping[str, Any], max_frame: int) -> Operation[Any]:
+    """Carry out an operation of namespaces and collections; answers its result.
+
+    Args:
+        txn: The transaction, 0 = none.
+        operation: Its name.
+        arguments: Its arguments; sent in parts when they are large.
+        max_frame: The server's frame cap in bytes.
+    """
+    try:
+        packed: bytes = msgpack.packb(arguments)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValidationError(f"the arguments of {operation} cannot be sent: {error}.") from None
+    size = min(_PART_BYTES, max_frame - _PART_HEAD)
+    body: dict[str, Any] = {"op": operation}
+    *before, last = range(0, max(1, len(packed)), size)
+    for part, at in enumerate(before):
+        body["args"] = packed[at : at + size]
+        replies = yield Step([_frame(Opcode.QUERY, {"body": {**body, "more": True}}, txn)], Loss.NOTHING)
+        _check_all(replies)
+        body["part"] = part + 1
+    body["args"] = packed[last:]
+    if operation in READING:
+        loss = Loss.NOTHING if before else Loss.AGAIN
+    else:
+        loss = Loss.UNKNOWN
+    (reply,) = yield Step([_frame(Opcode.QUERY, {"body": body}, txn)], loss)
+    parts = _rows(reply, _BYTES)
+    try:
+        return msgpack.unpackb(b"".join(chain.from_iterable(parts)), strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
+        raise ProtocolError("the server sent a result that is not msgpack") from None
+
+
+_PART_BYTES = 1 << 20
+_PART_HEAD = 256
+
+
 def _sql_frame(body: dict[str, Any], txn: int) -> bytes:
     try:
-        return _frame(Opcode.QUERY, {"body": body}, txn)
-    except OverflowError:
+        packed = encode_map(body)
+        return _pack_head(_QUERY, 8 + len(packed), txn) + packed
+    except (MalformedRequestError, OverflowError):
+        params = body["params"]
+        values = params.values() if isinstance(params, Mapping) else params
+        integers = any(type(value) is int and not -(1 << 63) <= value < 1 << 63 for value in values)
+        why = "an integer does not fit into 64 bits" if integers else "a text is not valid Unicode"
         raise ValidationError(
-            "the values do not fit the parameters of the statement: an integer does not fit into 64 bits.",
-            remediation=BAD_VALUES,
+            f"the values do not fit the parameters of the statement: {why}.", remediation=BAD_VALUES
         ) from None
 
 

@@ -143,6 +143,10 @@ class IpcClient(SyncStore):
 
     # Plumbing
 
+    @property
+    def _max_frame(self) -> int:
+        return self.server.max_frame
+
     def _call(self, call: calls.Call) -> Any:
         return call.decode(self._on_connection(lambda c: c.roundtrip(call.frame), retry=call.retry))
 
@@ -489,6 +493,10 @@ class Transaction(SyncStore):
     def active(self) -> bool:
         """Whether it can still be used."""
         return self._connection is not None
+
+    @property
+    def _max_frame(self) -> int:
+        return self._check().hello.max_frame
 
     def _check_process(self) -> None:
         # Before the lock, which a thread of the parent may have held.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from toondb_protocol.arguments import Items, ScanRange, new_ttl_ms, ttl_to_ms
+from toondb_protocol.collections import HasCollections
 from toondb_protocol.columns import Columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
 from toondb_protocol.paths import path_key
@@ -32,10 +33,18 @@ def value_or_none(value: BytesLike | None) -> bytes | None:
     return None if value is None else as_value(value)
 
 
-class SyncStore(Store):
+class SyncStore(Store, HasCollections):
     """A store at the other end of a connection; see :class:`Store` for its methods."""
 
     _txn: int = 0
+
+    @property
+    def _max_frame(self) -> int:
+        """The frame cap of the server."""
+        raise NotImplementedError
+
+    def _operate(self, operation: str, arguments: dict[str, Any]) -> Any:
+        return self._run(calls.operate(self._txn, operation, arguments, self._max_frame))
 
     def _call(self, call: calls.Call) -> Any:
         raise NotImplementedError
@@ -118,12 +127,12 @@ class SyncStore(Store):
     def execute_script(self, sql: str) -> SQLQueryResult:
         return calls.sql_result(self._call(calls.sql_script(self._txn, sql)))
 
-    def stream_sql(self, sql: str, params: SqlParameters = None) -> Iterator[dict[str, Any]]:
-        return self._stream_sql(calls.sql_start(self._txn, sql, params, calls.FIRST_WINDOW))
+    def _sql_batches(self, sql: str, params: SqlParameters) -> Generator[list[Any], None, None]:
+        return self._row_batches(calls.sql_start(self._txn, sql, params, calls.FIRST_WINDOW))
 
-    def _stream_sql(self, call: calls.Call) -> Iterator[dict[str, Any]]:
+    def _row_batches(self, call: calls.Call) -> Generator[list[Any], None, None]:
         batches = self._batches(call)
         columns: list[str] = next(batches, [])
+        yield columns
         for flat in batches:
-            for row in calls.sql_rows(columns, flat):
-                yield dict(zip(columns, row, strict=True))
+            yield list(calls.sql_rows(columns, flat))

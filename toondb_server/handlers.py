@@ -12,6 +12,7 @@ It raises ``ToonDBError`` for an ERROR reply. ``HANDLERS`` is indexed by the opc
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from toondb.engine.conditional import CompareAndSet, Conditional, Expire, Increment, PutFor
@@ -49,6 +50,7 @@ from .requests import (
     txn_id,
     uint,
 )
+from .short_reads import short_read
 from .sql import commit_job, create_table_job, drop_sql_cursor
 from .streams import drop_cursor, query_classic, query_extended, scan_classic, scan_extended
 
@@ -424,5 +426,8 @@ def _build() -> list[tuple[Handler, Kind]]:
 
 HANDLERS = _build()
 
-PURE = frozenset({Opcode.GET, Opcode.GET | EXTENDED, Opcode.PING, Opcode.PING | EXTENDED})
-"""Opcodes whose handlers change nothing, not even the session."""
+PURE: dict[int, Callable[[Session, bytes], Result | None]] = {
+    **{opcode: HANDLERS[opcode][0] for first in (Opcode.GET, Opcode.PING) for opcode in (first, first | EXTENDED)},
+    Opcode.QUERY | EXTENDED: short_read,
+}
+"""Handlers by opcode that answer at once, or fail or answer None and have changed nothing, not even the session."""

@@ -231,18 +231,27 @@ def only(body: dict[str, Any], name: str, allowed: frozenset[str]) -> None:
 
 def row_frames(session: Session, rows: list[Any], width: int) -> Iterator[bytes]:
     """ROW frames of a flat list of rows of ``width`` items; halved until each fits into a frame."""
+    cap = session.server.config.max_frame + REPLY_SLACK
+    if len(rows) == width:
+        # SQL makes rows of any size: to pack one that cannot be sent would take twice its memory again.
+        size = sum([len(item) for item in rows if isinstance(item, (bytes, str))])
+        if size > cap:
+            raise _row_too_large(session, size)
     payload: bytes = msgpack.packb(rows)
-    if len(payload) <= session.server.config.max_frame + REPLY_SLACK:
+    if len(payload) <= cap:
         yield pack_header(Reply.ROW, len(payload)) + payload
         return
     count = len(rows) // width
     if count == 1:
-        # It was stored when the cap was larger.
-        raise FrameTooLargeError(
-            f"a row of {len(payload)} bytes does not fit into a frame.",
-            remediation="Ask for less of it, or restart the server with a larger --max-frame.",
-            details={"limit": session.server.config.max_frame, "actual": len(payload)},
-        )
+        raise _row_too_large(session, len(payload))
     half = count // 2 * width
     yield from row_frames(session, rows[:half], width)
     yield from row_frames(session, rows[half:], width)
+
+
+def _row_too_large(session: Session, size: int) -> FrameTooLargeError:
+    return FrameTooLargeError(
+        f"a row of {size} bytes does not fit into a frame.",
+        remediation="Ask for less of it, or restart the server with a larger --max-frame.",
+        details={"limit": session.server.config.max_frame, "actual": size},
+    )

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from toondb.collections.opening import LazyCollections
 from toondb.engine.conditional import Conditional, Expire
 from toondb.engine.engine import Engine
 from toondb.engine.options import Isolation
@@ -27,6 +28,7 @@ from .listener import peer_credentials
 from .reply_cache import ReplyCache
 from .requests import Parked
 from .session import Session
+from .short_reads import ShortReads
 from .sql import SqlCursor
 from .workers import Task, Workers
 
@@ -38,6 +40,7 @@ __all__ = ["Server"]
 
 _READING_THREADS = 8
 _WRITING_THREADS = 32
+_LONGEST_STEP_SECONDS = 10.0
 _SWEEPS_PER_TIMEOUT = 4
 _MIN_SWEEP_SECONDS = 0.02
 _MAX_SWEEP_SECONDS = 1.0
@@ -88,9 +91,11 @@ class Server:
         self.find_reply = self.cache.find
         # SQL runs on threads: a heavy query must not keep anybody waiting.
         self.sql = LazySql(engine, config.sql_options())
+        self.collections = LazyCollections(engine)
         self.workers = Workers(_READING_THREADS, "toondb-sql")
         self.writing_workers = Workers(_WRITING_THREADS, "toondb-sql-write")
         self._quick: QuickReader | None = None
+        self.short_reads: ShortReads | None = None
         self.tasks: set[Task] = set()
         self.sql_cursors: set[SqlCursor] = set()
         # Sessions whose job sleeps until a step of its task is done.
@@ -236,6 +241,7 @@ class Server:
             from toondb.sql.quick import QuickReader
 
             self._quick = QuickReader(self.sql())
+            self.short_reads = ShortReads(self._quick, self.config.max_frame, self.config.cache_size // 4)
         return self._quick.run(text, params)
 
     def wait_for_task(self, session: Session) -> None:
@@ -301,6 +307,9 @@ class Server:
         now = self.loop.time()
         timeout = self.config.timeout_ms / 1000
         for session in list(self.sessions):
+            if session.abandoned():
+                session.drop()
+                continue
             why = session.overdue(now, timeout)
             if why is not None:
                 self.connections_dropped += 1
@@ -309,7 +318,8 @@ class Server:
         ended = self.engine.expire() + self._expire_statements()
         if ended:
             self.log.warning("expired transactions or cursors", count=ended)
-        self.on_sweep()
+        if not self.draining:
+            self.on_sweep()
 
     def _expire_statements(self) -> int:
         now = time.monotonic()
@@ -325,6 +335,10 @@ class Server:
             else:
                 continue
             ended += 1
+        for session in self.sessions:
+            if session.gathered is not None and now - session.gathered.touched_at > options.transaction_idle_seconds:
+                session.gathered = None
+                ended += 1
         return ended
 
     async def drain(self, grace: float) -> None:
@@ -352,10 +366,15 @@ class Server:
             self._sweeper.cancel()
         for task in list(self.tasks):
             task.cancel()
-        self.workers.close()
-        self.writing_workers.close()
+        # Some functions of SQLite cannot be interrupted.
+        deadline = time.monotonic() + _LONGEST_STEP_SECONDS
+        for workers in (self.workers, self.writing_workers):
+            workers.close()
+        for workers in (self.workers, self.writing_workers):
+            workers.join(deadline)
         if self._quick is not None:
             self._quick.close()
+        self.collections.close()
         self.sql.close()
         self.reader.release()
 

@@ -34,6 +34,7 @@ from toondb_protocol.layout import encode_map
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 
 from .handlers import HANDLERS, PURE, result_frame
+from .operations import Parts
 from .reply_cache import is_cacheable
 from .requests import Answered, Job, Kind, Parked, Refused, Volatile, Waiting, Write
 from .sql import Gathered, SqlCursor, drop_sql_cursor
@@ -108,6 +109,7 @@ class Session(asyncio.Protocol):
         "engine",
         "gathered",
         "next_cursor",
+        "parts",
         "peer",
         "reader",
         "sql_cursors",
@@ -130,6 +132,7 @@ class Session(asyncio.Protocol):
         self.sql_cursors: dict[int, SqlCursor] = {}
         # Parameters of a statement whose last ones are still to come.
         self.gathered: Gathered | None = None
+        self.parts: Parts | None = None
         # A transaction of this session may have SQL to write at its commit, which is then no plain write.
         self.uses_sql = False
         self.next_cursor = 1
@@ -182,7 +185,7 @@ class Session(asyncio.Protocol):
         self.cursors.clear()
         for statement in list(self.sql_cursors.values()):
             drop_sql_cursor(self, statement)
-        self.gathered = None
+        self.gathered = self.parts = None
         for transaction in self.transactions.values():
             # One that is with the writer thread is settled when the writer answers.
             if transaction.state is State.ACTIVE:
@@ -218,6 +221,10 @@ class Session(asyncio.Protocol):
         # Linux reports POLLHUP on a Unix socket when both directions are shut, see unix_poll().
         waiter.register(self._transport.get_extra_info("socket").fileno(), 0)
         return bool(waiter.poll(0))
+
+    def abandoned(self) -> bool:
+        """Whether a job runs for a peer that is gone; nothing tells of its end while its input is not read."""
+        return self._job is not None and (self._eof or self._reading_paused) and self._peer_gone()
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -257,12 +264,12 @@ class Session(asyncio.Protocol):
                 self._write(hit)
                 return
             opcode, length = unpack_header(data)
-            if length == size - HEADER_SIZE and opcode in PURE and length <= self._max_frame:
+            if length == size - HEADER_SIZE and (pure := PURE.get(opcode)) and length <= self._max_frame:
                 # The usual case of a read: one frame, whole, and nothing under way. It is executed again
                 # below when it fails, which is safe because it changes nothing.
                 mark = self.engine.environment.mark
                 try:
-                    reply = HANDLERS[opcode][0](self, data[HEADER_SIZE:])
+                    reply = pure(self, data[HEADER_SIZE:])
                 except Exception:
                     reply = None
                 if type(reply) is bytes or type(reply) is Volatile:

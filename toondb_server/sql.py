@@ -51,10 +51,10 @@ __all__ = [
 
 _READS = re.compile(r"\s*(?:select|values|explain|pragma)\b", re.IGNORECASE)
 _STEP_BYTES = 256 * 1024
-_FIRST_ROWS = 2
 _MOST_ROWS = 16_384
 _MOST_VALUES = 262_144
 _MOST_CURSORS_PER_SESSION = 16
+_PART_OVERHEAD = 128
 _LONGEST_QUICK_TEXT = 4096
 
 _SQL_KEYS = frozenset({"sql", "params", "runs", "names", "more", "part", "script", "window"})
@@ -136,9 +136,13 @@ class Gathered:
     Args:
         text: The statement.
         transaction: The transaction it is for, 0 = none.
+
+    Attributes:
+        touched_at: ``time.monotonic()`` when the last of them came.
     """
 
     def __init__(self, text: str, transaction: int) -> None:
+        self.touched_at = time.monotonic()
         self._text = text
         self._transaction = transaction
         self._payloads: list[bytes] = []
@@ -151,7 +155,8 @@ class Gathered:
 
     def add(self, payload: bytes, sets: ParameterSets, limit: int) -> None:
         """Keep the values of one request."""
-        self._size += len(payload)
+        self.touched_at = time.monotonic()
+        self._size += len(payload) + _PART_OVERHEAD
         if self._size > limit:
             raise TransactionTooLargeError(
                 f"the parameters have {self._size} bytes, the cap of a transaction is {limit}.",
@@ -242,19 +247,19 @@ class SqlCursor:
         self._session = session
         self._start = start
         self._stream: RowStream | None = None
-        self._rows = _FIRST_ROWS
         self._expired: ToonDBError | None = None
         self._lock = threading.Lock()
 
     def steps(self, window: int) -> Steps:
         """The frames of the next window."""
         session = self._session
-        step_bytes = min(_STEP_BYTES, session.server.config.max_frame // 2)
+        step_bytes = min(_STEP_BYTES, session.server.config.max_frame // 2, window or _STEP_BYTES)
         self.paused = False
         sent = total = 0
         out: list[bytes] = []
         size = 0
         try:
+            self._check_expired()
             stream = self._stream
             if stream is None:
                 stream = self._stream = self._start()
@@ -263,21 +268,15 @@ class SqlCursor:
             width = len(stream.columns)
             ended = False
             while not ended:
-                while size < step_bytes and not ended:
-                    if self._expired is not None:
-                        raise self._expired
-                    rows = stream.fetch(self._rows)
+                # Packed, rows may have fewer bytes than they were thought to have.
+                while size < (step_bytes + 1) // 2 and not ended:
+                    self._check_expired()
+                    rows = stream.fetch(_MOST_ROWS, step_bytes)
                     total += len(rows)
-                    ended = len(rows) < self._rows
-                    before = size
+                    ended = stream.ended
                     for frame in row_frames(session, list(chain.from_iterable(rows)), width) if rows else ():
                         out.append(frame)
                         size += len(frame)
-                    # Few rows first: they may be large.
-                    if size - before < step_bytes // 4:
-                        self._rows = min(_MOST_ROWS, self._rows * 4)
-                    elif size - before > step_bytes:
-                        self._rows = max(2, self._rows // 2)
                 sent += size
                 size = 0
                 if ended:
@@ -295,6 +294,10 @@ class SqlCursor:
         finally:
             if not self.paused:
                 self.close()
+
+    def _check_expired(self) -> None:
+        if self._expired is not None:
+            raise self._expired
 
     def expire(self, why: str) -> None:
         """Give it up because it was ``why``; whoever asks for more of it is told."""

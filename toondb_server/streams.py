@@ -27,6 +27,7 @@ from toondb_protocol.messages import MESSAGES, QUERY_KEYS, SCAN_KEYS
 from toondb_protocol.opcodes import Opcode, Reply
 from toondb_protocol.record import decode_expiry, live_value, now_ms
 
+from .operations import operation_job
 from .requests import (
     Job,
     Parked,
@@ -139,6 +140,7 @@ def scan_extended(session: Session, payload: bytes) -> Result:
         only(body, "cursor", _CURSOR_KEYS)
         statement = session.sql_cursors.get(body["cursor"])
         if statement is not None and statement.transaction == transaction_id:
+            only(body, "cursor", _STATEMENT_KEYS)
             return resume_cursor(session, statement, window, close=boolean(body, "close", default=False))
         cursor = session.cursors.get(body["cursor"])
         if cursor is None or cursor.transaction != transaction_id:
@@ -198,6 +200,7 @@ def scan_extended(session: Session, payload: bytes) -> Result:
 
 
 _CURSOR_KEYS = frozenset({"cursor", "window", "batch", "close"})
+_STATEMENT_KEYS = frozenset({"cursor", "window", "close"})
 _MULTI_GET_KEYS = frozenset({"keys", "values", "batch", "expiry"})
 _CHANGES_KEYS = frozenset({"since_lsn", "wait_ms", "prefix", "start", "end"})
 
@@ -413,9 +416,11 @@ def query_extended(session: Session, payload: bytes) -> Result:
     body = map_body(payload, QUERY_KEYS, largest=session.server.config.max_frame)
     if "sql" in body:
         return run_sql(session, transaction_id, body, payload)
+    if "op" in body:
+        return operation_job(session, transaction_id, body)
     for name in _OF_SQL:
         if name in body:
-            raise MalformedRequestError(f"{name!r} goes with 'sql'")
+            raise MalformedRequestError(f"{name!r} goes with 'sql'" + (" or 'op'" if name in _OF_OP else ""))
     prefix = body.get("prefix", b"")
     if isinstance(prefix, str):
         prefix = prefix.encode(errors="surrogatepass")
@@ -431,7 +436,8 @@ def query_extended(session: Session, payload: bytes) -> Result:
     return _query_job(session, transaction, asked, frames)
 
 
-_OF_SQL = ("params", "runs", "names", "more", "part", "script", "window")
+_OF_OP = ("args", "more", "part")
+_OF_SQL = ("params", "runs", "names", "more", "part", "script", "window", "args")
 
 
 class _Asked:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Generator
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
@@ -28,8 +29,6 @@ class Last(bytes):
 
 
 Steps: TypeAlias = Generator[bytes, None, None]
-
-_LONGEST_STEP_SECONDS = 10.0
 
 
 class Workers:
@@ -73,13 +72,16 @@ class Workers:
                     self._unfinished -= 1
 
     def close(self) -> None:
-        """Let what was submitted run to its end, and end the threads; one that hangs is left behind."""
+        """Take no more; the threads end when what was submitted has run."""
         with self._lock:
             self._closed = True
         for _ in self._threads:
             self._queue.put(None)
+
+    def join(self, deadline: float) -> None:
+        """Wait for the threads until ``time.monotonic()`` is ``deadline``; what hangs is left behind."""
         for thread in self._threads:
-            thread.join(_LONGEST_STEP_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class Task:
@@ -125,8 +127,13 @@ class Task:
             while True:
                 while self._running:
                     yield WAITING
-                if self._error is not None:
-                    raise self._error
+                error, self._error = self._error, None
+                if error is not None:
+                    try:
+                        raise error
+                    finally:
+                        # Its traceback refers to this frame: what was read, perhaps much, would stay in memory.
+                        del error
                 item = self._item
                 self._item = None
                 if self._ended:

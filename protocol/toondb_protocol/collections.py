@@ -27,7 +27,7 @@ from .search import (
 )
 from .vectors import PackedVectors, pack_vector, pack_vectors, unpack_vector
 
-__all__ = ["OPERATIONS", "Collection", "HasCollections", "Namespace"]
+__all__ = ["OPERATIONS", "READING", "Collection", "HasCollections", "Namespace"]
 
 OPERATIONS: dict[str, str] = {
     "namespace_create": "name, display_name, labels -> nil",
@@ -54,6 +54,11 @@ OPERATIONS: dict[str, str] = {
 }
 """The operations: their arguments, and what they answer. A document is ``[id, metadata, content, vector (bin), names,
 vectors (bin)]``, a result ``[id, score, metadata, content, vector (bin), distance]``; nil for what is not there."""
+
+READING = frozenset(
+    name for name in OPERATIONS if name.endswith(("_get", "_list", "_scan", "_count", "_iterate")) or "search" in name
+)
+"""The operations that change nothing."""
 
 _PAGE = 256
 _SCAN_PAGE = 1024
@@ -84,16 +89,8 @@ class HasCollections(ABC):
             NamespaceExistsError: There is one of that name.
             ValidationError, NamespaceError: An argument cannot be.
         """
-        if isinstance(namespace, NamespaceConfig):
-            if display_name is not None or labels is not None:
-                raise ValidationError("give a NamespaceConfig or a name with keywords, not both.")
-            config = namespace
-        else:
-            config = NamespaceConfig(namespace, display_name, labels or {})
-        self._operate(
-            "namespace_create",
-            {"name": config.name, "display_name": config.display_name, "labels": dict(config.labels)},
-        )
+        config = namespace_of(namespace, display_name, labels)
+        self._operate("namespace_create", config.to_wire())
         return Namespace(self, config)
 
     def namespace(self, name: str) -> Namespace:
@@ -141,7 +138,18 @@ def config_of(found: Mapping[str, Any]) -> CollectionConfig:
     )
 
 
-def creation_of(namespace: str, collection: CollectionConfig | str, options: Mapping[str, Any]) -> CollectionConfig:
+def namespace_of(
+    namespace: NamespaceConfig | str, display_name: str | None, labels: Mapping[str, str] | None
+) -> NamespaceConfig:
+    """The configuration that ``create_namespace`` was given."""
+    if not isinstance(namespace, NamespaceConfig):
+        return NamespaceConfig(namespace, display_name, labels or {})
+    if display_name is not None or labels is not None:
+        raise ValidationError("give a NamespaceConfig or a name with keywords, not both.")
+    return namespace
+
+
+def creation_of(collection: CollectionConfig | str, options: Mapping[str, Any]) -> CollectionConfig:
     """The configuration that ``create_collection`` was given."""
     if isinstance(collection, CollectionConfig):
         if options:
@@ -192,7 +200,7 @@ class Namespace:
             CollectionExistsError: There is one of that name.
             CollectionConfigError: An option cannot be.
         """
-        config = creation_of(self.name, collection, options)
+        config = creation_of(collection, options)
         self._store._operate("collection_create", creation_arguments(self.name, config))
         return Collection(self._store, self.name, config)
 

@@ -230,11 +230,17 @@ QUERY_KEYS = (
     MapKey(
         "more",
         "bool",
-        "with runs: true = keep these values, a QUERY with the same `sql` and further ones follows at once; the last "
-        "one, without it, runs all of them; default false",
+        "with runs and op: true = keep these values, a QUERY with the same `sql` or `op` and further ones follows at "
+        "once; the last one, without it, runs all of them; default false",
     ),
-    MapKey("part", "uint", "with runs: how many QUERYs with `more` came before it; default 0"),
+    MapKey("part", "uint", "with runs and op: how many QUERYs with `more` came before it; default 0"),
     MapKey("script", "bool", "with sql: true = any number of statements, all or none; rows are dropped; default false"),
+    MapKey("op", "text", "instead of `prefix` and `sql`: an operation of namespaces and collections, see section 16"),
+    MapKey(
+        "args",
+        "bin",
+        "with op: its arguments, a msgpack map; with `more` and `part` a part of it, as large as the frame cap allows",
+    ),
     MapKey("window", "uint", "with sql: the same as in SCAN, which continues and closes the cursor; default 0"),
 )
 

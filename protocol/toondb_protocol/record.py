@@ -32,6 +32,8 @@ from .errors import CorruptionError
 __all__ = [
     "CATALOG_DATABASE",
     "CHANGES_DATABASE",
+    "DOCUMENTS_DATABASE",
+    "DOCUMENT_LOG_DATABASE",
     "EXPIRY_DATABASE",
     "EXPIRY_SIZE",
     "FLAG_EXPIRES",
@@ -43,8 +45,10 @@ __all__ = [
     "META_DATABASE",
     "META_FORMAT",
     "META_LSN",
+    "NAMESPACE_KV_DATABASE",
     "RECORD_V1",
     "SQL_DATABASE",
+    "TEXT_DATABASE",
     "Expiring",
     "Record",
     "decode_expiry",
@@ -56,13 +60,17 @@ __all__ = [
     "now_ms",
 ]
 
-FORMAT_VERSION = 2
-"""Version of the store as a whole, kept in its format record. 1 had neither expiry nor a change log."""
+FORMAT_VERSION = 3
+"""Version of the store as a whole, kept in its format record. 1 had neither expiry nor a change log, 2 no documents."""
 
 KV_DATABASE = b"kv"
 META_DATABASE = b"meta"
 CATALOG_DATABASE = b"catalog"
 SQL_DATABASE = b"sql"
+DOCUMENTS_DATABASE = b"documents"
+DOCUMENT_LOG_DATABASE = b"document_log"
+NAMESPACE_KV_DATABASE = b"namespace_kv"
+TEXT_DATABASE = b"text"
 EXPIRY_DATABASE = b"expiry"
 CHANGES_DATABASE = b"changes"
 META_FORMAT = b"format"

@@ -84,6 +84,10 @@ class NamespaceConfig:
                 raise NamespaceError(f"labels are text by text, got {shown(name)}: {shown(value)}.")
         object.__setattr__(self, "labels", dict(labels))
 
+    def to_wire(self) -> dict[str, Any]:
+        """It as a map of plain values."""
+        return {"name": self.name, "display_name": self.display_name, "labels": dict(self.labels)}
+
 
 @dataclass(frozen=True, slots=True)
 class CollectionConfig:

@@ -362,6 +362,20 @@ def _changes_exchange() -> list[str]:
     )
 
 
+def _sql_exchange() -> list[str]:
+    end = {"rows": 2, "cursor": None, "affected": 0, "last_row_id": 0}
+    shown = '{"rows": 2, "cursor": nil, "affected": 0, "last_row_id": 0}'
+    body = {"sql": "SELECT id, name FROM users WHERE id > ?", "params": [1]}
+    return _exchange(
+        (
+            ("Client:", _request(Opcode.QUERY, {"body": body}, 0)),
+            ("Server: the names,", _reply(Reply.ROW, _rows("id", "name"), "[id, name]")),
+            ("two rows,", _reply(Reply.ROW, _rows(2, "Bo", 3, None), "[2, Bo, 3, nil]")),
+            ("and the end.", _reply(Reply.END_STREAM, encode_map(end), shown)),
+        )
+    )
+
+
 def _transaction_exchange() -> list[str]:
     lsn = (1001).to_bytes(8, "little")
     return _exchange(
@@ -442,6 +456,7 @@ def render() -> str:
         "scan-exchange": _scan_exchange,
         "changes-exchange": _changes_exchange,
         "refusals": _refusals,
+        "sql-exchange": _sql_exchange,
         "record-example": _record_example,
     }
     lines: list[str] = []

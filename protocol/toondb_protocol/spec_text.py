@@ -253,12 +253,16 @@ When the server stops, it finishes the requests it received, aborts open transac
 | segments, columns (`u16 count`) | 65535 | cannot be written |
 | pairs and value lengths in the classic SCAN reply (`u32`) | 4294967295 | ERROR that names the extended form |
 | nesting of msgpack bodies | {depth} levels | `MALFORMED_REQUEST` |
-| msgpack body of a request | 4 MiB | `FRAME_TOO_LARGE` |
-| arrays and maps in a msgpack body | 4096 | `MALFORMED_REQUEST` |
+| msgpack body of a request | 4 MiB; of a QUERY the frame cap | `FRAME_TOO_LARGE` |
+| arrays and maps in a msgpack body | 4096; 8 in one of more than 4 MiB | `MALFORMED_REQUEST` |
 | `keys` of one SCAN | 65536 | `MALFORMED_REQUEST` |
 | options of a PUT | text, numbers, bin, bool and nil, no array or map; 64 of them | `MALFORMED_REQUEST` |
 | columns of CREATE_TABLE | 2000 | `VALIDATION` |
-| open transactions, and open cursors, of one connection | 256 each | `TRANSACTION` |
+| open transactions, and open cursors of scans, of one connection | 256 each | `TRANSACTION` |
+| open cursors of SQL statements of one connection | 16 | `TRANSACTION` |
+| text of SQL | 4 MiB | `SQL` |
+| values, and runs, in one QUERY with `runs` | 262144 each; any number in several with `more` | `MALFORMED_REQUEST` |
+| bytes of all QUERYs of one statement with `more` | the server's `--max-transaction-bytes` | `TRANSACTION_TOO_LARGE` |
 | transaction ids, cursors, LSNs | `u64` | |
 
 A path segment is not empty and contains no `/`; `INVALID_PATH` says so. The path `users`, `alice`, `email` is the key
@@ -296,4 +300,85 @@ belong to the engine. A record, little-endian:
 | | rest | the value |
 
 {{record-example}}
+
+## 15. SQL
+
+An extended QUERY with `sql` runs one statement in the dialect of SQLite <https://www.sqlite.org/lang.html>. Tables,
+indexes and rows are in the same database as the keys, and commit with them.
+
+- With `txn` 0 the statement is a transaction of its own: it is done and as durable as any other write when END_STREAM
+  comes. Others that write at the same time are no error; the server runs it again.
+- With a `txn` it is part of that transaction, and commits or aborts together with its keys. A statement that fails
+  leaves the transaction as it was before it. Where SQLite has to undo more than that (`ON CONFLICT ROLLBACK`, a
+  statement that was interrupted while it wrote), the whole transaction is aborted, keys included, and the requests
+  that follow in it say so.
+- The first statement of a transaction that would write although other SQL was committed since its BEGIN_TXN is an ERROR
+  `TRANSACTION_CONFLICT`, early: the transaction goes on, but can only read tables. Two transactions that both write
+  tables conflict, whatever rows they write.
+- `BEGIN`, `COMMIT` and `ROLLBACK` as text are `SQL_FORBIDDEN`: use BEGIN_TXN, COMMIT_TXN and ABORT_TXN. `SAVEPOINT`,
+  `RELEASE` and `ROLLBACK TO` work inside a transaction.
+- Statements run on threads of the server: other connections are served meanwhile, replies of this one keep their order.
+  A statement ends when its connection is closed, and with `SQL_INTERRUPTED` after `--statement-timeout-ms`; while
+  the client reads its rows that time stands still.
+
+### Values
+
+| msgpack | SQL | remarks |
+| --- | --- | --- |
+| nil | NULL | |
+| bool | INTEGER | as a parameter only: 0 or 1 |
+| int | INTEGER | -2^63 to 2^63 - 1, beyond it `VALIDATION` |
+| float | REAL | NaN as a parameter becomes NULL |
+| str | TEXT | valid UTF-8, may contain NUL; a stored text that is no UTF-8 is an ERROR `SQL`: select it as BLOB |
+| bin | BLOB | |
+
+`params` is an array for `?` and `?1`, whose length is the number of parameters, or a map for `:name`, `@name` and
+`$name`, by the name alone; names that the statement does not have are ignored.
+
+### Replies
+
+1. One ROW with the names of the columns, unless the statement gives none. The second of two alike is `name:1`.
+2. ROWs with values, `[row 1 column 1, row 1 column 2, ..., row 2 column 1, ...]`, as many rows as fit: the number of
+   names divides the number of values.
+3. END_STREAM with `rows`, `cursor`, `affected` and `last_row_id`. `affected` counts what INSERT, UPDATE and DELETE did,
+   without triggers and cascades.
+
+{{sql-exchange}}
+
+With `window`, the stream ends early after about so many bytes, as that of a SCAN does, and END_STREAM names a cursor;
+SCAN with `cursor` (and `window` or `close`) goes on or ends it. All windows are of one snapshot. A statement that
+writes has run to its end before its first row is sent. An ERROR `FRAME_TOO_LARGE` says that a row does not fit into a
+frame; a statement that writes was done nevertheless.
+
+### Many runs of one statement
+
+With `runs`, the statement is run so many times, all of them or, when one fails, none; rows that it gives are dropped.
+`params` is one flat array of the values of all runs, which all have the same number of them; with `names` they
+go by name. What does not fit into one frame is sent in parts:
+
+- every part is a QUERY with the same `txn`, `sql` and `names`, values for some runs, and `part`: 0, 1, 2 and so on. All
+  but the last have `more` true. Each is answered, those with `more` by an END_STREAM of zeros;
+- nothing runs before the last part. When one is refused, or `part` does not follow, those before it are forgotten and
+  those after it refused (`MALFORMED_REQUEST`), so parts may be pipelined;
+- other requests may come between parts, but no other QUERY with `sql`. Parts are forgotten when the next one
+  does not come within `--timeout-ms`.
+
+### Scripts
+
+With `script` true, `sql` holds any number of statements, separated by `;`, without parameters: all of them are done or,
+when one fails, none. Rows are dropped; `affected` is the sum.
+
+### What is refused
+
+| what | code |
+| --- | --- |
+| a mistake in the statement, an empty text, more than one statement, a failed function | `SQL` |
+| more memory than `--sql-memory` allows | `SQL` |
+| a violated constraint | `SQL_CONSTRAINT` |
+| ATTACH, DETACH, VACUUM, temporary tables, most PRAGMAs, loading of extensions, access to files | `SQL_FORBIDDEN` |
+| parameters that do not fit the statement, NUL in its text | `VALIDATION` |
+| it took too long | `SQL_INTERRUPTED` |
+| others wrote for too long | `LOCK_TIMEOUT` |
+| what it writes is more than a transaction takes | `TRANSACTION_TOO_LARGE` |
+| a cursor that was idle or open for too long | `SNAPSHOT_EXPIRED` |
 """

@@ -67,6 +67,8 @@ def given_parameters(parameters: SqlParameters) -> list[SqlValue] | dict[str, Sq
         for name in parameters:
             if not isinstance(name, str):
                 raise ValidationError(f"a parameter has the name {shown(name)}, which is not text.")
+            if not name.isascii() and name.encode(errors="replace").decode() != name:
+                raise ValidationError(f"a parameter has the name {shown(name)}, which is not valid Unicode text.")
         return {name: _value(value, name) for name, value in parameters.items()}
     if isinstance(parameters, (str, bytes, bytearray, memoryview)) or not isinstance(parameters, Sequence):
         raise ValidationError(

@@ -41,7 +41,7 @@ class Neighbour:
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip("\n")
 
-    def call(self, method: str, *args: str | int | None) -> Any:
+    def call(self, method: str, *args: str | int | list[str | int | None] | None) -> Any:
         """Call a method of its store; a value is given and answered as text."""
         with self._lock:
             assert self.process.stdin is not None
@@ -52,6 +52,11 @@ class Neighbour:
     def put(self, key: str, value: bytes) -> None:
         """Store a value there."""
         self.call("put", key, value.decode())
+
+    def execute_sql(self, sql: str, params: list[str | int | None] | None = None) -> list[dict[str, Any]]:
+        """Run a statement there; answers its rows."""
+        rows: list[dict[str, Any]] = self.call("execute_sql", sql, params)
+        return rows
 
     def close(self) -> None:
         """Let it close its store and end."""
@@ -69,6 +74,7 @@ class Neighbour:
 def main() -> None:
     """Open the folder and serve lines until there are no more."""
     from toondb import Database
+    from toondb_protocol.sql_result import SQLQueryResult
 
     with getattr(Database, sys.argv[2])(sys.argv[1]) as db:
         print("open", flush=True)
@@ -77,6 +83,8 @@ def main() -> None:
             if method in ("put", "compare_and_set"):
                 args[1:] = [item if item is None else item.encode() for item in args[1:]]
             answer = getattr(db, method)(*args)
+            if isinstance(answer, SQLQueryResult):
+                answer = answer.rows
             print(json.dumps(answer.decode() if isinstance(answer, bytes) else answer), flush=True)
 
 

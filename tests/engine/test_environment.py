@@ -174,7 +174,7 @@ class TestContents:
     @pytest.mark.parametrize(
         ("record", "error", "text"),
         [
-            (msgpack.packb({"version": 3}), DatabaseError, "format 3"),
+            (msgpack.packb({"version": 4}), DatabaseError, "format 4"),
             (msgpack.packb({}), CorruptionError, "format record"),
             (b"\xc1", CorruptionError, "format record"),
             (None, CorruptionError, "format record"),

@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from itertools import count
 
+import msgpack
+
 from tests.protocol.golden import EVERY_FRAME, HEADER, MALFORMED
 from toondb_protocol.client_core import ClientCore, decode_error
 from toondb_protocol.errors import (
@@ -67,6 +69,25 @@ _HOSTILE = (
     b"\xff\xff",
     b"\xff\xff\xff\xff",
     b"\x00\x00\x00\x00",
+)
+_VALUES = (
+    b"\xc0",
+    b"\xc2",
+    b"\xc3",
+    b"\x00",
+    b"\x7f",
+    b"\xff",
+    b"\xcb" + bytes(8),
+    b"\xa8SELECT 1",
+    b"\xa2?1",
+    b"\xc4\x01k",
+    b"\x90",
+    b"\x93\x01\xc0\xa1x",
+    b"\x91\xc4\x01k",
+    b"\x91\xa1a",
+    b"\x80",
+    b"\x81\xa1a\x01",
+    b"\x82\xa1a\xcb\x7f\xf0\x00\x00\x00\x00\x00\x00\xa1b\xc4\x00",
 )
 
 
@@ -213,13 +234,20 @@ def _inputs(rng: random.Random) -> Callable[[], bytes]:
             body = head + (len(body) + rng.choice((0, 0, 0, 1, -1))).to_bytes(4, "little") + body
         return encode_frame(opcode, rng.randbytes(8) + body)
 
+    def known_keys() -> bytes:
+        # Keys that are known get past their names, and their values are checked.
+        opcode = rng.choice(_MAP_OPCODES)
+        keys = rng.choices(MESSAGES[Opcode(opcode & ~EXTENDED)].keys, k=rng.randrange(1, 5))
+        pairs = b"".join(msgpack.packb(key.name) + rng.choice(_VALUES + _HOSTILE) for key in keys)
+        return encode_frame(opcode, rng.randbytes(8) + bytes([0x80 | len(keys)]) + pairs)
+
     def stream() -> bytes:
         return b"".join(rng.choices(corpus, k=rng.randrange(2, 6)))[: rng.randrange(1, 4000)]
 
     def noise() -> bytes:
         return rng.randbytes(rng.randrange(0, 64))
 
-    makers = (mutated, framed, framed, hostile_map, stream, noise)
+    makers = (mutated, framed, framed, hostile_map, known_keys, stream, noise)
     return lambda: rng.choice(makers)()
 
 

@@ -36,6 +36,8 @@ from toondb_protocol.errors import (
 from toondb_protocol.record import (
     CATALOG_DATABASE,
     CHANGES_DATABASE,
+    DOCUMENT_LOG_DATABASE,
+    DOCUMENTS_DATABASE,
     EXPIRY_DATABASE,
     FORMAT_VERSION,
     KV_DATABASE,
@@ -43,7 +45,9 @@ from toondb_protocol.record import (
     META_DATABASE,
     META_FORMAT,
     META_LSN,
+    NAMESPACE_KV_DATABASE,
     SQL_DATABASE,
+    TEXT_DATABASE,
 )
 
 from .options import Access, EngineOptions, SyncMode
@@ -54,7 +58,7 @@ DATA_FILE = "data.mdb"
 TURN_FILE = "toondb.write"
 """Processes that share a folder take turns to write with a ``flock`` on it."""
 
-READABLE_FORMATS = (1, FORMAT_VERSION)
+READABLE_FORMATS = (1, 2, FORMAT_VERSION)
 """Versions of a store that opening it for writing brings up to date."""
 
 _MAX_SUB_DATABASES = 16
@@ -68,9 +72,19 @@ class Space(IntEnum):
     KV = 0
     CATALOG = 1
     SQL = 2
+    DOCUMENTS = 3
+    NAMESPACE_KV = 4
+    TEXT = 5
 
 
-_SPACE_NAMES = {Space.KV: KV_DATABASE, Space.CATALOG: CATALOG_DATABASE, Space.SQL: SQL_DATABASE}
+_SPACE_NAMES = {
+    Space.KV: KV_DATABASE,
+    Space.CATALOG: CATALOG_DATABASE,
+    Space.SQL: SQL_DATABASE,
+    Space.DOCUMENTS: DOCUMENTS_DATABASE,
+    Space.NAMESPACE_KV: NAMESPACE_KV_DATABASE,
+    Space.TEXT: TEXT_DATABASE,
+}
 
 
 def storage_error(error: lmdb.Error, doing: str) -> ToonDBError:
@@ -198,6 +212,7 @@ class Environment:
         may_expire: A record may expire. False as long as this process, which alone writes the store, knows of none.
         expiry: Handle of the index of records that expire, see ``expiry``.
         changes: Handle of the change log, see ``change_log``.
+        document_log: Handle of the log of changed documents, see ``document_log``.
         history_bytes: What the change log may take.
         shared: Other processes may write, too.
         unchecked_history: Bytes that were logged since its size was last looked at.
@@ -390,10 +405,10 @@ class Environment:
                 if form.get("version") not in READABLE_FORMATS[:-1]:
                     return
                 form["version"] = FORMAT_VERSION
-            for name in (*_SPACE_NAMES.values(), EXPIRY_DATABASE, CHANGES_DATABASE):
+            for name in (*_SPACE_NAMES.values(), EXPIRY_DATABASE, CHANGES_DATABASE, DOCUMENT_LOG_DATABASE):
                 self.lmdb.open_db(name, txn=txn)
-            # Of what came before there is no history.
-            txn.put(META_CHANGES_FROM, txn.get(META_LSN, bytes(8), db=meta), db=meta)
+            # Of what came before the change log there is no history.
+            txn.put(META_CHANGES_FROM, txn.get(META_LSN, bytes(8), db=meta), db=meta, overwrite=False)
             txn.put(META_FORMAT, msgpack.packb(form), db=meta)
 
     def _open_databases(self) -> None:
@@ -401,6 +416,7 @@ class Environment:
             self.spaces = tuple(self.lmdb.open_db(_SPACE_NAMES[space], create=False) for space in Space)
             self.expiry = self.lmdb.open_db(EXPIRY_DATABASE, create=False)
             self.changes = self.lmdb.open_db(CHANGES_DATABASE, create=False)
+            self.document_log = self.lmdb.open_db(DOCUMENT_LOG_DATABASE, create=False)
         except lmdb.NotFoundError:
             raise CorruptionError(f"a sub-database of {self.folder / DATA_FILE} is missing.") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from enum import Enum
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -75,7 +75,7 @@ class Transaction:
     Attributes:
         id: Unique in this run of the engine, never 0.
         snapshot: What it reads.
-        attachment: What takes part in it beside its keys.
+        attachments: What takes part in it beside its keys, by what it is.
         isolation: See :class:`Isolation`.
         state: See :class:`State`.
         blind: Its commit does not ask whether others wrote the same keys since it began: for plain writes of several
@@ -91,8 +91,9 @@ class Transaction:
         "_lock",
         "_points",
         "_ranges",
+        "_required",
         "_size",
-        "attachment",
+        "attachments",
         "blind",
         "id",
         "isolation",
@@ -127,7 +128,8 @@ class Transaction:
         self._lock = threading.Lock()
         self._size = 0
         self._ended: ToonDBError | None = None
-        self.attachment: Attachment | None = None
+        self.attachments: dict[Hashable, Attachment] = {}
+        self._required: set[tuple[Space, bytes]] = set()
         self._points: set[tuple[Space, bytes]] | None = set() if isolation is Isolation.SERIALIZABLE else None
         self._ranges: list[_ReadRange] = []
         self._began_ms = now_ms()
@@ -173,10 +175,29 @@ class Transaction:
         if self._points is not None:
             self._points.add((space, key))
 
+    def note_range(self, start: bytes, end: bytes | None, space: Space) -> None:
+        """Let a serializable transaction depend on a range that somebody read for it."""
+        if self._points is not None:
+            self._ranges.append(_ReadRange(space, start, end))
+
+    def require(self, key: bytes, space: Space) -> None:
+        """Let the commit fail when somebody else changes this record meanwhile, whatever the isolation."""
+        self._required.add((space, key))
+
+    def require_range(self, start: bytes, end: bytes | None, space: Space) -> None:
+        """Let the commit fail when somebody else changes a record of this range meanwhile, whatever the isolation."""
+        self._ranges.append(_ReadRange(space, start, end))
+
+    @property
+    def attachment(self) -> Attachment | None:
+        """Anything that takes part in it beside its keys; None = nothing does."""
+        return next(iter(self.attachments.values()), None)
+
     def flush(self) -> None:
         """Complete the write set before the commit."""
-        if self.attachment is not None and self.state is State.ACTIVE:
-            self.attachment.flush()
+        for attachment in list(self.attachments.values()):
+            if self.state is State.ACTIVE:
+                attachment.flush()
 
     def scan(
         self,
@@ -243,6 +264,28 @@ class Transaction:
         writes.put_new(values, added)
         self._size += added
 
+    def check_room(self, size: int) -> None:
+        """Raise TransactionTooLargeError when there is no room for so many bytes more of keys and values."""
+        if self._size + size > self._limit:
+            raise self._too_large(size)
+
+    def put_records(self, space: Space, records: dict[bytes, bytes]) -> None:
+        """Record the writes of many records of another space: all of them or, when there is no room, none."""
+        self.check_active()
+        writes = self.writes[space]
+        added = 0
+        for key, value in records.items():
+            old = writes.get(key)
+            added += len(value)
+            if old is ABSENT:
+                added += len(key)
+            elif old is not None:
+                added -= len(old)  # type: ignore[arg-type]
+        if self._size + added > self._limit:
+            raise self._too_large(added)
+        for key, value in records.items():
+            self.put(key, value, space)
+
     def _too_large(self, added: int) -> TransactionTooLargeError:
         size = self._size + added
         return TransactionTooLargeError(
@@ -255,9 +298,9 @@ class Transaction:
         self.put(key, None, space)
 
     @property
-    def expired(self) -> bool:
-        """Whether it was aborted for being idle or open for too long."""
-        return isinstance(self._ended, TransactionExpiredError)
+    def lost(self) -> bool:
+        """Whether it was aborted for being idle or open for too long, or by a statement that cannot be undone alone."""
+        return isinstance(self._ended, TransactionError)
 
     @property
     def size(self) -> int:
@@ -327,12 +370,14 @@ class Transaction:
                 return False
             self.state = after
             self._ended = ended
-        if self.attachment is not None:
-            attachment, self.attachment = self.attachment, None
-            attachment.ended(lsn)
+        if self.attachments:
+            attachments, self.attachments = self.attachments, {}
+            for attachment in attachments.values():
+                attachment.ended(lsn)
         self.snapshot.close(ended or self._closed_error())
         self.writes = tuple(WriteSet() for _ in Space)
         self._ranges = []
+        self._required = set()
         if self._points is not None:
             self._points = set()
         return True
@@ -368,9 +413,11 @@ class Transaction:
             get = txn.get
             for key in self.writes[space].keys():
                 self._check_key(space, key, get(key, db=database), since, "wrote")
-        if self._points is None:
-            return
-        for space, key in self._points:
+        self._validate_read(txn, self._points or ())
+
+    def _validate_read(self, txn: Any, points: Iterable[tuple[Space, bytes]]) -> None:
+        since, spaces = self.snapshot.lsn, self._environment.spaces
+        for space, key in (*self._required, *points):
             self._check_key(space, key, txn.get(key, db=spaces[space]), since, "read")
         for covered in self._ranges:
             self._check_range(txn, covered)
@@ -383,7 +430,7 @@ class Transaction:
             # One that had expired when the transaction began was never seen by it: to reclaim it changed nothing.
             changed = before is not None and _alive_at(before, self._began_ms)
         if changed:
-            raise _conflict(self.id, did, key)
+            raise _conflict(self.id, did, space, key)
 
     def _check_range(self, txn: Any, covered: _ReadRange) -> None:
         start, end = covered.start, covered.end
@@ -395,7 +442,7 @@ class Transaction:
         for old, new in zip_longest(then, now):
             if old is None or new is None or old[0] != new[0] or old[1][:HEADER_SIZE] != new[1][:HEADER_SIZE]:
                 key = min(pair[0] for pair in (old, new) if pair is not None)
-                raise _conflict(self.id, "scanned past", key)
+                raise _conflict(self.id, "scanned past", covered.space, key)
 
     def apply(self, batch: WriteBatch, lsn: int) -> int:
         """Write the write set into a batch as commit ``lsn`` + 1.
@@ -408,8 +455,11 @@ class Transaction:
         """
         if self.state is not State.COMMITTING:
             raise self._ended or self._closed_error()
-        if lsn != self.snapshot.lsn and not self.blind:
-            self.validate(batch.txn)
+        if lsn != self.snapshot.lsn:
+            if self.blind:
+                self._validate_read(batch.txn, ())
+            else:
+                self.validate(batch.txn)
         lsn += 1
         writes = self.writes[Space.KV]
         if len(writes) < _MANY or not batch.put_all(writes.keys(), writes.values(), lsn):
@@ -506,8 +556,25 @@ def _live(value: bytes | None, now: int | None = None) -> bytes | None:
     return value
 
 
-def _conflict(transaction_id: int, did: str, key: bytes) -> TransactionConflictError:
+def _conflict(transaction_id: int, did: str, space: Space, key: bytes) -> TransactionConflictError:
+    if space is not Space.KV:
+        # The number of a page says nothing to a user.
+        return TransactionConflictError(
+            f"transaction {transaction_id} {did} {_told(space, key)}, which another transaction changed first."
+        )
     return TransactionConflictError(
         f"transaction {transaction_id} {did} the key {key[:64]!r}, which another transaction changed first.",
         details={"key": key},
     )
+
+
+def _told(space: Space, key: bytes) -> str:
+    """A record of another space than the keys of users, in their words."""
+    if space is Space.SQL:
+        return "SQL tables"
+    if space is Space.TEXT:
+        return "the words of a collection"
+    if space is Space.CATALOG:
+        return "what there is of namespaces and collections"
+    name = key[4:].decode(errors="replace")
+    return f"the {'document' if space is Space.DOCUMENTS else 'key'} {name[:64]!r}"

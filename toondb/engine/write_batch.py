@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from toondb_protocol.record import Expiring, decode_expiry, encode_record, encode_records, now_ms
 
-from . import change_log
+from . import change_log, document_log
 from .environment import Environment, Space
 
 __all__ = ["RECLAIMED_AT_ONCE", "Reclaim", "WriteBatch", "expiry_key"]
@@ -46,6 +46,7 @@ class WriteBatch:
         "_changes",
         "_delete",
         "_dense",
+        "_documents",
         "_environment",
         "_expiring",
         "_kv",
@@ -65,6 +66,7 @@ class WriteBatch:
         self._changes: list[tuple[bytes, bytes | int]] = []
         self._by_reference: list[bytes] = []
         self._dense = False
+        self._documents = document_log.Changes()
         self.written = 0
 
     def get(self, key: bytes, space: Space = Space.KV) -> bytes | None:
@@ -130,12 +132,43 @@ class WriteBatch:
     def put_record(self, space: Space, key: bytes, value: bytes | None, lsn: int) -> None:
         """Write or delete a record of another space than the keys and values of users."""
         database = self._environment.spaces[space]
+        if space is Space.DOCUMENTS:
+            if lsn != self._lsn:
+                self._begin(lsn)
+            self._put_document(database, key, value, lsn)
+            return
         if value is None:
             self._delete(key, db=database)
         else:
             self._put(key, encode_record(key, value, lsn), db=database)
             self.written += len(value)
         self.written += len(key)
+
+    def _put_document(self, database: Any, key: bytes, value: bytes | None, lsn: int) -> None:
+        self.written += len(key)
+        if value is None:
+            if self._delete(key, db=database):
+                self._documents.add(key, -1)
+            return
+        record = encode_record(key, value, lsn)
+        new = self._put(key, record, db=database, overwrite=False)
+        if not new:
+            self._put(key, record, db=database)
+        self._documents.add(key, int(new))
+        self.written += len(value)
+
+    def forget_log(self, prefix: bytes, limit: int) -> bool:
+        """Delete some of the document log of a collection that has no documents any more; whether that was all."""
+        if self._documents:
+            return False  # these are logged with the commit
+        cursor = self.txn.cursor(db=self._environment.document_log)
+        found = cursor.set_range(prefix)
+        while found and cursor.key().startswith(prefix):
+            if not limit:
+                return False
+            limit -= 1
+            found = cursor.delete() and bool(cursor.key())
+        return True
 
     def finish(self) -> None:
         """Write what belongs to the commits; called once before the LMDB transaction is committed."""
@@ -148,6 +181,8 @@ class WriteBatch:
                 self._environment, self.txn, self._lsn, self._changes, self._by_reference, dense=self._dense
             )
             self._changes, self._by_reference = [], []
+        if self._documents:
+            self._documents.write(self._environment, self.txn, self._lsn)
         self._lsn = lsn
 
     def _forget_expiry(self, key: bytes) -> None:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias, TypeVar
 import apsw
 
 from toondb.engine.engine import Engine
-from toondb.engine.environment import Space
 from toondb.engine.options import Access
 from toondb.engine.snapshot import Snapshot
 from toondb.engine.transaction import State, Transaction
@@ -29,7 +28,7 @@ from .cancel import cancelled_by, current_cancel
 from .connection import Bindings, Outcome, SqlConnection, WantsToWrite
 from .firing import RowPlugins, fires_on
 from .options import SqlOptions
-from .page_keys import FIRST_PAGE, page_lsn, schema_cookie
+from .page_keys import USER_PAGES, PageSpace, page_lsn, schema_cookie
 from .stream import FinishedRows, OpenRows, RowStream
 from .table import TABLE_NAMES
 from .write_queue import Write, WriteQueue
@@ -57,16 +56,19 @@ class SqlEngine:
     Args:
         engine: The open engine.
         options: See :class:`SqlOptions`.
+        pages: Where its pages are.
 
     Attributes:
         environment: The store's environment.
+        pages: Where its pages are.
         quick_texts: Statements that were run and are short reads, see ``quick``.
         seconds: A statement may run for so long; None = for ever.
         plugins: What changes of rows fire; None = nothing.
     """
 
-    def __init__(self, engine: Engine, options: SqlOptions = _DEFAULTS) -> None:
+    def __init__(self, engine: Engine, options: SqlOptions = _DEFAULTS, pages: PageSpace = USER_PAGES) -> None:
         self._engine = engine
+        self.pages = pages
         self.environment = engine.environment
         self.private_snapshot = engine.private_snapshot
         self.quick_texts: dict[str, None] = {}
@@ -99,7 +101,7 @@ class SqlEngine:
             at = next((at for at in range(len(idle) - 1, -1, -1) if idle[at].file.cached_lsn == lsn), -1)
             connection = idle.pop(at) if idle else None
         if connection is None:
-            return SqlConnection(foreign_keys=self._foreign_keys)
+            return SqlConnection(foreign_keys=self._foreign_keys, pages=self.pages)
         connection.release(connection.file.cached_lsn)
         return connection
 
@@ -219,7 +221,7 @@ class SqlEngine:
             # The mark first: a commit in between makes this reader an old one, never hides itself.
             mark = self.environment.mark if self._sticky else None
             snapshot = self._engine.private_snapshot()
-            connection = self.take(sql_lsn(snapshot))
+            connection = self.take(self.lsn(snapshot))
             try:
                 connection.bind(snapshot, None, mark)
             except BaseException:
@@ -317,7 +319,7 @@ class SqlEngine:
 
     def table_names(self, snapshot: Snapshot) -> frozenset[bytes] | None:
         """The names of tables and views, as far as they are known; None = :meth:`learn_tables` first."""
-        page = snapshot.record(Space.SQL, FIRST_PAGE)
+        page = snapshot.record(self.pages.space, self.pages.first)
         if page is None:
             return frozenset()
         names = self._tables
@@ -339,7 +341,7 @@ class SqlEngine:
 
     def session(self, transaction: Transaction) -> SqlSession:
         """The SQL side of a transaction, made when it is first used."""
-        attached = transaction.attachment
+        attached = transaction.attachments.get(self.pages)
         if isinstance(attached, SqlSession):
             return attached
         return SqlSession(self, transaction)
@@ -348,14 +350,13 @@ class SqlEngine:
         """The LSN of the newest commit that wrote SQL pages."""
         snapshot = self._engine.private_snapshot()
         try:
-            return sql_lsn(snapshot)
+            return self.lsn(snapshot)
         finally:
             snapshot.close()
 
-
-def sql_lsn(snapshot: Snapshot) -> int:
-    """The LSN of the last commit that wrote SQL pages, as a snapshot sees it; 0 = none did."""
-    return page_lsn(snapshot.record(Space.SQL, FIRST_PAGE))
+    def lsn(self, snapshot: Snapshot) -> int:
+        """The LSN of the last commit that wrote SQL pages, as a snapshot sees it; 0 = none did."""
+        return page_lsn(snapshot.record(self.pages.space, self.pages.first))
 
 
 def _unguarded(fetch: Callable[[], Rows]) -> Rows:
@@ -378,7 +379,7 @@ class SqlSession:
         self._base_lsn = 0
         self._wrote = False
         self._end: tuple[bool, int | None] | None = None
-        transaction.attachment = self
+        transaction.attachments[sql.pages] = self
 
     def execute(self, text: str, bindings: Bindings = None) -> Outcome:
         """Run one statement; when it fails, the transaction is as it was before it."""
@@ -451,7 +452,7 @@ class SqlSession:
             transaction = self._transaction
             transaction.check_active()
             if self._connection is None:
-                self._base_lsn = sql_lsn(transaction.snapshot)
+                self._base_lsn = self._sql.lsn(transaction.snapshot)
                 connection = self._sql.take(self._base_lsn)
                 connection.plugins = self._sql.plugins
                 try:
@@ -461,7 +462,7 @@ class SqlSession:
                     raise
                 self._connection = connection
                 # What SQLite has in its cache is read without asking: a serializable transaction has seen it all.
-                transaction.note_read(FIRST_PAGE, Space.SQL)
+                transaction.note_read(self._sql.pages.first, self._sql.pages.space)
             self._connection.plugins = self._sql.plugins
             result = action(self._connection)
             if self._end is not None:
@@ -516,7 +517,8 @@ class SqlSession:
     def ended(self, lsn: int | None) -> None:
         """The transaction is over. Never waits: the thread of a statement that is running is told, and tidies up."""
         # With which commit SQLite's cache goes now, should it not have been flushed.
-        unwritten = lsn is None or not self._transaction.writes[Space.SQL]
+        pages = self._sql.pages
+        unwritten = lsn is None or pages.first not in self._transaction.writes[pages.space]
         self._end = (unwritten, lsn)
         connection = self._connection
         if connection is not None:

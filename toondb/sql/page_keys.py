@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from toondb.engine.environment import Space
+from toondb_protocol.keys import prefix_end
 from toondb_protocol.record import decode_lsn
 
-__all__ = ["FIRST_PAGE", "page_key", "page_lsn", "schema_cookie"]
+__all__ = ["FIRST_PAGE", "USER_PAGES", "PageSpace", "page_lsn", "schema_cookie"]
 
 _COOKIE_AT = slice(40, 44)
 
 
-def page_key(number: int) -> bytes:
-    """The key of a page in the sub-database ``sql``; the first page is 1."""
-    return number.to_bytes(4, "big")
+class PageSpace(NamedTuple):
+    """Where the pages of one database of SQLite are.
+
+    Attributes:
+        space: The sub-database.
+        prefix: What their keys begin with.
+    """
+
+    space: Space
+    prefix: bytes = b""
+
+    def key(self, number: int) -> bytes:
+        """The key of a page; the first page is 1."""
+        return self.prefix + number.to_bytes(4, "big")
+
+    @property
+    def first(self) -> bytes:
+        """The key of the page that every commit with SQL writes."""
+        return self.key(1)
+
+    @property
+    def end(self) -> bytes | None:
+        """The end of the keys of all pages."""
+        return prefix_end(self.prefix) if self.prefix else None
 
 
-FIRST_PAGE = page_key(1)
-"""The key of the page that every commit with SQL writes."""
+USER_PAGES = PageSpace(Space.SQL)
+"""The SQL of users."""
+
+FIRST_PAGE = USER_PAGES.first
+"""The key of the page that every commit with SQL of users writes."""
 
 
 def page_lsn(record: bytes | None) -> int:

@@ -1,6 +1,6 @@
 """SQLite's pages in the store: a virtual file system of one file whose pages are records.
 
-A page is the record of the sub-database ``sql`` under its number (``u32``, big-endian, the first is 1). SQLite leaves
+A page is a record under its number (``u32``, big-endian, the first is 1), see ``PageSpace``. SQLite leaves
 the last :data:`RESERVED_BYTES` of every page unused (a feature of its file format), and these are not stored: the
 record of a page, with the headers of record and LMDB, then fills exactly two pages of LMDB.
 
@@ -19,12 +19,11 @@ from typing import Any
 
 import apsw
 
-from toondb.engine.environment import Space
 from toondb.engine.snapshot import Snapshot
 from toondb.engine.transaction import Transaction
 from toondb_protocol.record import HEADER_SIZE
 
-from .page_keys import FIRST_PAGE, page_key, page_lsn, schema_cookie
+from .page_keys import PageSpace, page_lsn, schema_cookie
 
 __all__ = ["PAGE_SIZE", "RESERVED_BYTES", "PageFile", "open_page_file", "vfs_name"]
 
@@ -48,12 +47,17 @@ _CHARACTERISTICS = (
 class PageFile:
     """The file that one connection of SQLite has open.
 
+    Args:
+        pages: Where its pages are.
+
     Attributes:
+        pages: Where its pages are.
         cached_lsn: The LSN of the first page that the connection's page cache goes with; None = its cache is of no use.
         reads_left: So many pages may be read before a read fails; None = any number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pages: PageSpace) -> None:
+        self.pages = pages
         self.reads_left: int | None = None
         self._snapshot: Snapshot | None = None
         self._transaction: Transaction | None = None
@@ -77,7 +81,7 @@ class PageFile:
     def lsn(self) -> int:
         """The LSN of the last commit that wrote pages, 0 = none, as the snapshot sees it."""
         assert self._snapshot is not None
-        return page_lsn(self._snapshot.record(Space.SQL, FIRST_PAGE))
+        return page_lsn(self._snapshot.record(self.pages.space, self.pages.first))
 
     @property
     def schema_cookie(self) -> bytes:
@@ -86,16 +90,16 @@ class PageFile:
 
     def _stored(self, number: int) -> bytes | memoryview:
         """What is stored of a page, without its reserved bytes; empty when there is no such page."""
-        key = page_key(number)
+        key = self.pages.key(number)
         if self._transaction is not None:
-            written = self._transaction.written(key, Space.SQL)
+            written = self._transaction.written(key, self.pages.space)
             if isinstance(written, bytes):
                 return written
             if written is None:
                 return b""
         if self._snapshot is None:
             return b""  # SQLite looks at the first bytes when it opens the file
-        raw = self._snapshot.record(Space.SQL, key)
+        raw = self._snapshot.record(self.pages.space, key)
         return b"" if raw is None else memoryview(raw)[HEADER_SIZE:]
 
     def _page(self, number: int) -> bytes | None:
@@ -124,15 +128,16 @@ class PageFile:
         number, at = divmod(offset, PAGE_SIZE)
         if self._transaction is None or at or len(data) != PAGE_SIZE:
             raise apsw.IOError("only whole pages are written, and only inside a transaction")
-        self._transaction.put(page_key(number + 1), bytes(data[:_STORED]), Space.SQL)
+        self._transaction.put(self.pages.key(number + 1), bytes(data[:_STORED]), self.pages.space)
 
     def xTruncate(self, size: int) -> None:
         assert self._transaction is not None
-        scan = self._transaction.scan(page_key(size // PAGE_SIZE + 1), None, values=False, space=Space.SQL)
+        pages = self.pages
+        scan = self._transaction.scan(pages.key(size // PAGE_SIZE + 1), pages.end, values=False, space=pages.space)
         try:
             while not scan.exhausted:
                 for key in scan.batch(1024, 1 << 20)[::2]:
-                    self._transaction.put(key, None, Space.SQL)
+                    self._transaction.put(key, None, pages.space)
         finally:
             scan.close()
 
@@ -208,9 +213,9 @@ def vfs_name() -> str:
     return _NAME
 
 
-def open_page_file() -> tuple[PageFile, str]:
+def open_page_file(pages: PageSpace) -> tuple[PageFile, str]:
     """A page file and the name under which SQLite opens it, once."""
-    file = PageFile()
+    file = PageFile(pages)
     name = f"toondb-{next(_numbers)}"
     with _lock:
         _waiting[name] = file

@@ -209,8 +209,8 @@ def _detach(policy: Policy, name: str, _: str | None) -> str:
 
 def _temporary(policy: Policy, name: str, _: str | None) -> str:
     return (
-        f"the temporary table, view, index or trigger {name!r} is forbidden: statements share connections, which would keep it. "
-        "Use a table, or WITH (a common table expression)."
+        f"the temporary table, view, index or trigger {name!r} is forbidden: statements share connections, which would "
+        "keep it. Use a table, or WITH (a common table expression)."
     )
 
 

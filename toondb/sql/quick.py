@@ -64,6 +64,21 @@ class QuickReader:
             self._running = False
         return None
 
+    @property
+    def read_lsn(self) -> int | None:
+        """The LSN of the commit that changed the tables last, as the last statement saw them."""
+        return None if self._connection is None else self._connection.file.cached_lsn
+
+    def newest_lsn(self) -> int | None:
+        """The LSN of the commit that changed the tables last; None = it cannot be told here."""
+        self._running = True
+        try:
+            return None if self._bound() is None else self.read_lsn
+        except (ToonDBError, apsw.Error):
+            return None
+        finally:
+            self._running = False
+
     def _note_slow(self, text: str) -> None:
         if len(self._slow) >= _SLOW:
             self._slow.clear()  # tables shrink and get indexes: everything has another chance

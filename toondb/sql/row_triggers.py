@@ -188,7 +188,8 @@ class RowTriggers:
         """Run a statement of ours."""
         self._policy.internal = True
         try:
-            return self._db.execute(text, bindings).fetchall()
+            # The flag: see SqlConnection._own().
+            return self._db.execute(text, bindings, prepare_flags=apsw.SQLITE_PREPARE_PERSISTENT).fetchall()
         finally:
             self._policy.internal = False
 
