@@ -15,6 +15,7 @@ __all__ = ["DEFAULT_DATABASE", "SOCKET_NAME", "ServerConfig", "default_socket"]
 DEFAULT_DATABASE = "./toondb_data"
 SOCKET_NAME = "toondb.sock"
 _MIN_FRAME = 1024
+_LEAST_LONGEST_VALUE = 1024 * 1024
 DEFAULT_CACHE_SIZE = 64 * 1024 * 1024
 DEFAULT_STATEMENT_TIMEOUT_MS = 30_000
 DEFAULT_SQL_MEMORY = 1024 * 1024 * 1024
@@ -118,4 +119,5 @@ class ServerConfig:
     def sql_options(self) -> SqlOptions:
         """The options of SQL."""
         seconds = self.statement_timeout_ms / 1000 if self.statement_timeout_ms else None
-        return SqlOptions(self.foreign_keys, seconds, self.sql_memory)
+        # What does not fit into a frame nobody could read; and no function can be interrupted in the middle of a value.
+        return SqlOptions(self.foreign_keys, seconds, self.sql_memory, max(self.max_frame, _LEAST_LONGEST_VALUE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Parts", "operation_job"]
 
 _PART_BYTES = 256 * 1024
+_PART_OVERHEAD = 100
 _KEYS = frozenset({"op", "args", "more", "part"})
 
 
@@ -30,11 +32,15 @@ class Parts:
     Args:
         operation: Its name.
         transaction: The transaction it is in, 0 = none.
+
+    Attributes:
+        touched_at: ``time.monotonic()`` of its latest part.
     """
 
     def __init__(self, operation: str, transaction: int) -> None:
         self._operation = operation
         self._transaction = transaction
+        self.touched_at = time.monotonic()
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -44,7 +50,8 @@ class Parts:
 
     def add(self, data: bytes, limit: int) -> None:
         """Keep a part."""
-        self._size += len(data)
+        self.touched_at = time.monotonic()
+        self._size += len(data) + _PART_OVERHEAD
         if self._size > limit:
             raise TransactionTooLargeError(
                 f"the arguments have {self._size} bytes, the cap of a transaction is {limit}.",

@@ -330,7 +330,7 @@ class Server:
                 continue
             if cursor.paused and now - cursor.touched_at > options.transaction_idle_seconds:
                 cursor.expire(f"idle for more than {options.transaction_idle_seconds:g} s")
-            elif now - cursor.opened_at > options.transaction_age_seconds:
+            elif not cursor.transaction and now - cursor.opened_at > options.transaction_age_seconds:
                 cursor.expire(f"open for more than {options.transaction_age_seconds:g} s")
             else:
                 continue
@@ -338,6 +338,8 @@ class Server:
         for session in self.sessions:
             if session.gathered is not None and now - session.gathered.touched_at > options.transaction_idle_seconds:
                 session.gathered = None
+            if session.parts is not None and now - session.parts.touched_at > options.transaction_idle_seconds:
+                session.parts = None
                 ended += 1
         return ended
 

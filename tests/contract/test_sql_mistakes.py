@@ -58,7 +58,7 @@ STORE: Mistakes = {
     "PRIMARY KEY": (SqlConstraintError, _sql(INSERT, [1, "other"])),
     "NOT NULL": (SqlConstraintError, _sql(INSERT, [9, None])),
     "CHECK": (SqlConstraintError, _sql(INSERT, [9, "bad"])),
-    "datatype": (SqlConstraintError, _sql(INSERT, ["x", "y"])),
+    "datatype": (SqlError, _sql(INSERT, ["x", "y"])),
     "RAISE": (SqlConstraintError, _sql("DELETE FROM t")),
     "BEGIN": (SqlForbiddenError, _sql("BEGIN")),
     "COMMIT": (SqlForbiddenError, _sql("COMMIT")),

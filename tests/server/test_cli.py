@@ -144,7 +144,11 @@ def test_sql(configured: Daemon) -> None:
         with pytest.raises(SqlInterruptedError, match="longer than it may"):
             client.execute_sql(forever)
         with pytest.raises(SqlError, match="more memory than SQL may take"):
-            client.execute_sql("SELECT length(zeroblob(60000000) || zeroblob(60000000))")
+            client.execute_sql(
+                forever.replace("n) SELECT count(*)", "n LIMIT 900) SELECT count(DISTINCT zeroblob(99999) || x)")
+            )
+        with pytest.raises(SqlError, match="--max-frame"):
+            client.execute_sql("SELECT length(zeroblob(1048577))")
         assert client.execute_sql("SELECT length(zeroblob(1000000))").tuples == [(1_000_000,)]
 
 

@@ -180,6 +180,7 @@ def test_a_half_closed_client_gets_its_rows(daemon: Daemon, observer: Raw) -> No
         assert raw.at_end()
 
 
+@pytest.mark.parametrize("daemon", ["uvloop"], indirect=True)
 def test_waiting_writers_that_vanish_write_nothing(daemon: Daemon, observer: Raw) -> None:
     with contextlib.ExitStack() as stack:
         leader = stack.enter_context(Raw(daemon.socket))
@@ -204,6 +205,7 @@ def test_waiting_writers_that_vanish_write_nothing(daemon: Daemon, observer: Raw
 # More than there are threads
 
 
+@pytest.mark.parametrize("daemon", ["uvloop"], indirect=True)
 def test_others_are_served_while_all_threads_are_busy(daemon: Daemon, observer: Raw) -> None:
     with contextlib.ExitStack() as stack:
         heavy = [stack.enter_context(Raw(daemon.socket)) for _ in range(2 * READING_THREADS)]
@@ -265,6 +267,7 @@ def test_heavy_statements_are_interrupted_in_time() -> None:
 # Rows that are not read, or slowly
 
 
+@pytest.mark.parametrize("daemon", ["uvloop"], indirect=True)
 def test_a_slow_reader_of_a_million_rows(daemon: Daemon, observer: Raw) -> None:
     with Raw(daemon.socket, receive_buffer=4096) as raw:
         before = reset_peak(daemon.pid)

@@ -85,7 +85,7 @@ class SqlConnection:
     Args:
         foreign_keys: Enforce FOREIGN KEY constraints.
         steps: Only for short reads: a statement may take so many steps of SQLite's virtual machine; 0 = any number.
-        longest_value: With ``steps``: and make values of so many bytes.
+        longest_value: Texts and blobs may have so many bytes; 0 = 256 MiB.
         pages: Where its pages are.
 
     Attributes:
@@ -124,8 +124,9 @@ class SqlConnection:
         # What virtual tables keep in tables of their own is not for statements to write.
         self._db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         self._db.set_authorizer(self._policy)
-        if steps:
+        if longest_value:
             self._db.limit(apsw.SQLITE_LIMIT_LENGTH, longest_value)
+        if steps:
             self._db.set_progress_handler(self._is_over_budget, steps)
         else:
             self._db.set_progress_handler(self._must_stop, _STEPS_BETWEEN_LOOKS)
@@ -593,7 +594,7 @@ class SqlConnection:
             if self._deadline is None or time.monotonic() <= self._deadline:
                 return SqlInterruptedError("the statement was interrupted.")
             return SqlInterruptedError("the statement ran for longer than it may.")
-        if isinstance(error, (apsw.ConstraintError, apsw.MismatchError)):
+        if isinstance(error, apsw.ConstraintError):
             return SqlConstraintError(f"{text}.", details={"extended_code": getattr(error, "extendedresult", None)})
         if "VACUUM" in text:
             return SqlForbiddenError(VACUUM_REFUSED)
@@ -601,6 +602,11 @@ class SqlConnection:
             return SqlError(
                 "the statement needs more memory than SQL may take.",
                 remediation="Ask for less at a time, or start the server with a larger --sql-memory.",
+            )
+        if isinstance(error, apsw.TooBigError):
+            return SqlError(
+                f"{text}.",
+                remediation="Make it less; behind a daemon a text or blob has --max-frame bytes at the most.",
             )
         if isinstance(error, apsw.FullError):
             return TransactionTooLargeError(f"{text}.")

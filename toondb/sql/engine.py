@@ -73,6 +73,7 @@ class SqlEngine:
         self.private_snapshot = engine.private_snapshot
         self.quick_texts: dict[str, None] = {}
         self._foreign_keys = options.foreign_keys
+        self._longest_value = options.longest_value
         self.seconds = options.statement_seconds
         self.plugins: RowPlugins | None = None
         if options.memory:
@@ -101,7 +102,7 @@ class SqlEngine:
             at = next((at for at in range(len(idle) - 1, -1, -1) if idle[at].file.cached_lsn == lsn), -1)
             connection = idle.pop(at) if idle else None
         if connection is None:
-            return SqlConnection(foreign_keys=self._foreign_keys, pages=self.pages)
+            return SqlConnection(foreign_keys=self._foreign_keys, longest_value=self._longest_value, pages=self.pages)
         connection.release(connection.file.cached_lsn)
         return connection
 
