@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import struct
 from collections.abc import Callable, Generator, Iterable, Mapping
 from enum import Enum
@@ -40,7 +39,14 @@ from toondb_protocol.layout import decode_map, encode_map
 from toondb_protocol.messages import encode_request
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 from toondb_protocol.sql_result import SQLQueryResult
-from toondb_protocol.sql_values import BAD_VALUES, SqlParameters, given_parameters, given_sql, parameter_sets
+from toondb_protocol.sql_values import (
+    BAD_VALUES,
+    SqlParameters,
+    given_parameters,
+    given_sql,
+    only_reads,
+    parameter_sets,
+)
 
 __all__ = [
     "Call",
@@ -505,7 +511,7 @@ def sql(txn: int, text: str, params: SqlParameters) -> Call:
     values = given_parameters(params)
     if values is not None:
         body["params"] = values
-    return Call(_sql_frame(body, txn), _sql_done, _ONLY_READS.match(text) is not None)
+    return Call(_sql_frame(body, txn), _sql_done, only_reads(text))
 
 
 def sql_script(txn: int, text: str) -> Call:
@@ -560,7 +566,7 @@ def sql_start(txn: int, text: str, params: SqlParameters, window: int) -> Call:
     values = given_parameters(params)
     if values is not None:
         body["params"] = values
-    return Call(_sql_frame(body, txn), _sql_window, _ONLY_READS.match(text) is not None)
+    return Call(_sql_frame(body, txn), _sql_window, only_reads(text))
 
 
 # Namespaces and collections
@@ -619,7 +625,6 @@ def _sql_frame(body: dict[str, Any], txn: int) -> bytes:
 
 
 _VALUES_PER_REQUEST = 65_536
-_ONLY_READS = re.compile(r"\s*(?:select|values|explain)\b", re.IGNORECASE)
 _SQL_TYPES: frozenset[type] = frozenset({bytes, int, float, str, type(None)})
 
 

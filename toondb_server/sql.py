@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from toondb_protocol.errors import (
 from toondb_protocol.frames import pack_header
 from toondb_protocol.layout import encode_map
 from toondb_protocol.opcodes import Reply
-from toondb_protocol.sql_values import ParameterSets, given_sql
+from toondb_protocol.sql_values import ParameterSets, given_sql, only_reads
 
 from .requests import Job, Result, boolean, find_transaction, map_body, only, row_frames, uint
 from .workers import Last, Steps, Task
@@ -49,7 +48,6 @@ __all__ = [
     "table_job",
 ]
 
-_READS = re.compile(r"\s*(?:select|values|explain|pragma)\b", re.IGNORECASE)
 _STEP_BYTES = 256 * 1024
 _MOST_ROWS = 16_384
 _MOST_VALUES = 262_144
@@ -108,7 +106,7 @@ def run_sql(session: Session, transaction_id: int, body: dict[str, Any], payload
     runner = runner_of(session, transaction_id)
     session.next_cursor += 1
     cursor = SqlCursor(session, session.next_cursor, lambda: runner.stream(text, params), transaction_id)
-    return _cursor_job(session, cursor, uint(body, "window"), writes=_READS.match(text) is None)
+    return _cursor_job(session, cursor, uint(body, "window"), writes=not only_reads(text))
 
 
 # Many runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,7 @@ __all__ = [
     "SqlValue",
     "given_parameters",
     "given_sql",
+    "only_reads",
     "parameter_sets",
 ]
 
@@ -47,6 +49,16 @@ def given_sql(sql: str) -> str:
     if not given.strip(" \t\r\n;"):
         raise SqlError("the SQL statement is empty.")
     return given
+
+
+_READS = re.compile(r"\s*(?:select|values|explain)\b", re.IGNORECASE)
+_WITH = re.compile(r"\s*with\b", re.IGNORECASE)
+_WRITES = re.compile(r"\b(?:insert|replace|update|delete)\b", re.IGNORECASE)
+
+
+def only_reads(sql: str) -> bool:
+    """Whether a statement certainly changes nothing; of others it may be so as well."""
+    return _READS.match(sql) is not None or (_WITH.match(sql) is not None and _WRITES.search(sql) is None)
 
 
 def given_parameters(parameters: SqlParameters) -> list[SqlValue] | dict[str, SqlValue] | None:
