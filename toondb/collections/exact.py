@@ -15,7 +15,7 @@ from toondb_protocol.errors import ValidationError
 from .documents import metadata_of, vectors_of
 from .given import Filter
 
-__all__ = ["Hit", "Query", "nearest_of", "score_of"]
+__all__ = ["Hit", "Query", "by_distance", "nearest_of", "score_of"]
 
 _ROWS = 2048
 
@@ -100,12 +100,13 @@ def nearest_of(
             # Those as near as the k-th are all kept: their ids decide.
             places = np.flatnonzero(distances <= np.partition(distances, k - 1)[k - 1])
         best += [Hit(float(distances[at]), chunk[at][0], chunk[at][1]) for at in places.tolist()]
-        best.sort(key=_order)
+        best.sort(key=by_distance)
         del best[k:]
     return best
 
 
-def _order(hit: Hit) -> tuple[float, str]:
+def by_distance(hit: Hit) -> tuple[float, str]:
+    """The order of hits: nearest first, equally near ones by id."""
     return hit.distance, hit.id
 
 

@@ -38,7 +38,7 @@ from .label_set import LabelSet, common
 __all__ = ["Known", "VectorCache"]
 
 _ROWS_AT_ONCE = 1024
-"""Searches wait while so many rows go into the graph."""
+"""Searches wait while so many rows are added."""
 
 _KNOWN_FILTERS = 16
 _SCAN_ROWS = 1024
@@ -217,7 +217,7 @@ class VectorCache:
     def _write(self, added: list[tuple[_Change, list[str | None]]], rows: Floats) -> None:
         with self._lock.writing():
             labels = np.arange(self.next_label, self.next_label + len(rows), dtype=np.int64)
-            self.hnsw.add(labels, rows)
+            self.hnsw.add(labels, rows, aside=True)
             for change, names in added:
                 self._forget(change.id)
                 if not names:

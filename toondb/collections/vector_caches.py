@@ -115,7 +115,7 @@ class VectorCaches:
                     cache.learn(filter, snapshot)
         finally:
             cache.updating.release()
-        if cache.hnsw.wants_rebuild or cache.unsaved > _SAVE_AFTER:
+        if cache.hnsw.wants_growth or cache.hnsw.wants_rebuild or cache.unsaved > _SAVE_AFTER:
             self._wake()
 
     # In the background
@@ -131,8 +131,12 @@ class VectorCaches:
                         self.forget({cache.collection.id})
                         continue
                     cache.catch_up(snapshot)
-                if cache.hnsw.wants_rebuild:
-                    cache.hnsw.rebuild(stopping)
+            # Not while ``updating`` is held: what is committed meanwhile has to be found.
+            while cache.hnsw.wants_growth and not stopping() and cache.hnsw.grow(stopping):
+                pass
+            if cache.hnsw.wants_rebuild:
+                cache.hnsw.rebuild(stopping)
+            with cache.updating:
                 if cache.unsaved > max(_SAVE_AFTER, len(cache) // 4):
                     self._save(cache)
 

@@ -16,7 +16,7 @@ from toondb_protocol.keys import prefix_end
 
 from .catalog import CollectionEntry
 from .documents import metadata_of, own_ids, read, read_many, scan
-from .exact import Hit, Query, nearest_of
+from .exact import Hit, Query, by_distance, nearest_of
 from .given import Filter
 from .vector_cache import VectorCache
 
@@ -71,10 +71,11 @@ def search_vectors(
     prefix = collection.prefix
     view.note_range(prefix, prefix_end(prefix), Space.DOCUMENTS)
     if not different:
+        hits.sort(key=by_distance)
         return hits
     others = ((id, value) for id, _, value in read_many(view, collection, list(different)))
     nearest = nearest_of(others, query, name, filter, k)
-    return heapq.nsmallest(k, [*hits, *nearest], key=lambda hit: (hit.distance, hit.id))
+    return heapq.nsmallest(k, [*hits, *nearest], key=by_distance)
 
 
 def _different(view: Transaction, cache: VectorCache, collection: CollectionEntry) -> dict[str, None] | None:

@@ -130,6 +130,13 @@ class Graph:
 
     # Changes
 
+    def copy(self) -> Graph:
+        """One that can be changed by itself."""
+        index = faiss.clone_index(self.index)
+        other = Graph(self.metric, index, self.labels.copy(), self.alive.copy(), self.twins)
+        other._table = None if self._table is None else self._table.copy()
+        return other
+
     def add(self, labels: Labels, rows: Floats, threads: int) -> None:
         """Add rows under labels that are not there yet, all of them or none."""
         if self._source is not None:
@@ -279,7 +286,9 @@ class Graph:
 
     def _allowed(self, labels: Labels) -> tuple[Labels, int]:
         """The positions of the nodes of these labels, ascending, and how many of the labels live here."""
-        if self._ascending and self.nodes:
+        if not self.nodes:
+            return np.empty(0, np.int64), 0
+        if self._ascending:
             at = np.minimum(np.searchsorted(self.labels, labels), self.nodes - 1)
             owned = (self.labels[at] == labels) & self.alive[at]
             positions = at[owned].astype(np.int64)

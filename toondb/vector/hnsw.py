@@ -33,10 +33,13 @@ from .metrics import (
     stored,
 )
 from .shared_lock import SharedLock
-from .tail import Tail
+from .tail import TAIL_ROWS, Tail
 from .threads import thread_count
 
 __all__ = ["CHUNK_ROWS", "HnswIndex", "check_ef", "check_k"]
+
+_MOST_ASIDE = 8192
+"""A scan of so many rows costs a few times what a search in the graph does."""
 
 CHUNK_ROWS = 4096
 """Rows that go into the graph in one step. Readers wait for one step at the most."""
@@ -77,6 +80,7 @@ class HnswIndex:
         self.threads = thread_count(threads)
         self._lock = SharedLock()
         self._rebuilding = threading.Lock()
+        self._removed: list[int] | None = None
         self._graph = self._new_graph()
         self._tail = self._new_tail()
         _indexes.add(self)
@@ -154,12 +158,18 @@ class HnswIndex:
         """
         return stored(as_matrix(vectors, self.dimension, what, first), self.metric, what, first)
 
-    def add(self, labels: Labels, rows: Floats) -> None:
-        """Add rows from :meth:`prepare` under new labels. Few are kept aside; many go into the graph at once."""
+    def add(self, labels: Labels, rows: Floats, *, aside: bool = False) -> None:
+        """Add rows from :meth:`prepare` under new labels. Few are kept aside; many go into the graph at once.
+
+        Args:
+            labels: The new labels.
+            rows: A row for each.
+            aside: Keep any number of them aside: nobody waits, and :meth:`grow` puts them into the graph.
+        """
         if len(labels) == 0:
             return
         with self.writing():
-            if self._tail.has_room(len(rows)):
+            if aside or self._tail.has_room(len(rows)):
                 self._tail.add(labels, rows)
                 return
             earlier, kept = self._tail.living()
@@ -184,7 +194,47 @@ class HnswIndex:
     def remove(self, label: int) -> bool:
         """Remove a label; whether it was there."""
         with self.writing():
+            if self._removed is not None:
+                self._removed.append(label)
             return self._tail.remove(label) or self._graph.remove(label)
+
+    @property
+    def wants_growth(self) -> bool:
+        """Whether there is so much aside that :meth:`grow` would make searches faster."""
+        return len(self._tail) >= max(TAIL_ROWS, min(_MOST_ASIDE, self._graph.nodes // 8))
+
+    def grow(self, cancelled: Callable[[], bool] = lambda: False) -> bool:
+        """Put what is aside into the graph: into a copy of it, while others search, and keep new rows aside.
+
+        For an index whose rows are all added ``aside``.
+
+        Args:
+            cancelled: Asked now and then; True ends it, and everything stays as it was.
+
+        Returns:
+            Whether it was done. It is not while another thread does it, or rebuilds.
+        """
+        if not self._rebuilding.acquire(blocking=False):
+            return False
+        try:
+            with self.writing():
+                self._removed = []
+            with self.reading():
+                labels, rows = self._tail.living()
+                graph = self._graph.copy()
+            for start in range(0, len(labels), CHUNK_ROWS):
+                if cancelled():
+                    return False
+                graph.add(labels[start : start + CHUNK_ROWS], rows[start : start + CHUNK_ROWS], self.threads)
+            with self.writing():
+                for label in self._removed:
+                    graph.remove(label)
+                self._graph = graph
+                self._tail.drop(labels)
+            return True
+        finally:
+            self._removed = None
+            self._rebuilding.release()
 
     def rebuild(self, cancelled: Callable[[], bool] = lambda: False) -> bool:
         """Make the graph anew, without what was removed.

@@ -36,6 +36,12 @@ class RowTable:
     def __init__(self) -> None:
         self._runs: list[tuple[Hashes, Labels]] = []
 
+    def copy(self) -> RowTable:
+        """One that can grow by itself."""
+        other = RowTable()
+        other._runs = list(self._runs)  # each run stays as it is
+        return other
+
     def find(self, hashes: Hashes) -> Labels:
         """The position of a row with each hash, or -1."""
         found = np.full(len(hashes), -1, dtype=np.int64)

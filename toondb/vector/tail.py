@@ -34,6 +34,7 @@ class Tail:
         self.metric = metric
         self._flat: Any = faiss.IndexFlat(dimension, faiss_metric)
         self._places: dict[int, int] = {}  # of living labels
+        self._arrays: tuple[Labels, Labels] | None = None
 
     def __len__(self) -> int:
         """The number of living labels."""
@@ -49,7 +50,18 @@ class Tail:
 
     def living_labels(self) -> Labels:
         """All living labels, in order of arrival."""
-        return np.fromiter(self._places, np.int64, len(self._places))
+        return self._living()[0]
+
+    def _living(self) -> tuple[Labels, Labels]:
+        """All living labels and their places, kept until something changes."""
+        arrays = self._arrays
+        if arrays is None:
+            count = len(self._places)
+            arrays = self._arrays = (
+                np.fromiter(self._places, np.int64, count),
+                np.fromiter(self._places.values(), np.int64, count),
+            )
+        return arrays
 
     def living(self) -> tuple[Labels, Floats]:
         """All living labels and a copy of their rows, in order of arrival."""
@@ -62,35 +74,49 @@ class Tail:
 
     def add(self, labels: Labels, rows: Floats) -> None:
         """Add rows under labels that are not there yet."""
-        if self._flat.ntotal + len(rows) >= TAIL_ROWS:
+        if self._flat.ntotal - len(self._places) >= max(TAIL_ROWS // 2, len(self._places)):
             self._compact()
         base = self._flat.ntotal
         self._flat.add(rows)
         self._places.update(zip(labels.tolist(), range(base, base + len(rows)), strict=True))
+        self._arrays = None
 
     def remove(self, label: int) -> bool:
         """Remove a label; whether it was there."""
-        return self._places.pop(label, None) is not None
+        if self._places.pop(label, None) is None:
+            return False
+        self._arrays = None
+        return True
+
+    def drop(self, labels: Labels) -> None:
+        """Remove labels, those of them that are there, and give their room back."""
+        for label in labels.tolist():
+            self._places.pop(label, None)
+        self._compact()
 
     def clear(self) -> None:
         """Remove all."""
         self._flat.reset()
         self._places = {}
+        self._arrays = None
 
     def search(self, queries: Floats, k: int, allowed: Labels | None, threads: int) -> Found:
         """The ``k`` nearest living labels, or all there are; the arguments are those of ``Graph.search``."""
-        labels = self.living_labels()
+        labels, places = self._living()
         if allowed is not None and len(labels):
-            labels = labels[np.isin(labels, allowed)]
+            wanted = np.isin(labels, allowed)
+            labels, places = labels[wanted], places[wanted]
         k = min(k, len(labels))
         if k == 0:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         parameters = None
         of_place = labels
         if len(labels) != self._flat.ntotal:
-            places = np.array([self._places[label] for label in labels.tolist()], dtype=np.int64)
+            wanted = np.zeros(self._flat.ntotal, np.bool_)
+            wanted[places] = True
+            bits = np.packbits(wanted, bitorder="little")
             parameters = faiss.SearchParameters()
-            parameters.sel = faiss.IDSelectorArray(places)
+            parameters.sel = faiss.IDSelectorBitmap(bits)
             of_place = np.empty(self._flat.ntotal, dtype=np.int64)
             of_place[places] = labels
         several = max(1, min(threads, len(queries)))
@@ -105,7 +131,8 @@ class Tail:
         return flat.reshape(count, dimension)[places]
 
     def _compact(self) -> None:
-        labels, rows = self.living()
+        labels = np.fromiter(self._places, np.int64, len(self._places))
+        rows = self._rows(list(self._places.values()))
         self.clear()
         self._flat.add(rows)
         self._places = dict(zip(labels.tolist(), range(len(labels)), strict=True))
