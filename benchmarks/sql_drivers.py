@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, cycle
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, TypeVar
 
 from benchmarks.drivers import DriverError, Loop, scans
@@ -29,6 +29,7 @@ __all__ = ["SQL_DRIVERS", "WrongAnswerError"]
 T = TypeVar("T")
 
 _TIMEOUT = 60
+_RETRY_SECONDS = 0.01
 _HEAVY_COUNT = (
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) SELECT count(*) FROM n"
 )
@@ -293,8 +294,17 @@ class SqliteDriver(_SqlStore):
         Path(address).mkdir(exist_ok=True)
         self._db: Any = apsw.Connection(f"{address}/sql.sqlite")
         self._db.setbusytimeout(_TIMEOUT * 1000)
+        deadline = perf_counter() + _TIMEOUT
         for pragma in (*self.pragmas, "journal_mode=WAL", "synchronous=FULL"):
-            self._db.execute(f"PRAGMA {pragma}").fetchall()
+            while True:
+                try:
+                    self._db.execute(f"PRAGMA {pragma}").fetchall()
+                    break
+                except apsw.BusyError:
+                    # To change the journal SQLite does not wait for others that do the same.
+                    if perf_counter() >= deadline:
+                        raise
+                    sleep(_RETRY_SECONDS)
         self._db.execute(_KEY_TABLE)
 
     def _rows(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:

@@ -209,7 +209,8 @@ def brute_force(collection: Collection, encoder: MiniLM, questions: Sequence[str
             classes += hits(results, exact[is_class].tolist(), _K) if results else 0
         wanted_classes += min(_K, int(is_class.sum()))
     words = [words_of(document.content or "") for document in documents]
-    asked = random.Random(2).sample(sorted(set().union(*words)), 20)
+    known = sorted(set().union(*words))
+    asked = random.Random(2).sample(known, min(20, len(known)))
     same = all(
         {result.id for result in collection.keyword_search(word, k=len(documents))}
         == {document.id for document, own in zip(documents, words, strict=True) if word in own}
@@ -244,18 +245,26 @@ def check(checks: dict[str, bool]) -> None:
         raise SystemExit("Something is wrong.")
 
 
-def answers(collection: Collection, encoder: MiniLM) -> list[list[tuple[str, float]]]:
-    """What the questions find."""
+def answers(collection: Collection, encoder: MiniLM) -> list[SearchResult]:
+    """What the questions find, in every way."""
     vectors = encoder.embed(QUESTIONS)
     return [
-        [(result.id, round(result.score, 4)) for result in collection.search(request)]
+        result
         for vector, question in zip(vectors, QUESTIONS, strict=True)
         for request in (
             SearchRequest(vector, k=_K),
             SearchRequest(text_query=question, k=_K),
             SearchRequest(vector, question, k=_K),
         )
+        for result in collection.search(request)
     ]
+
+
+def are_same(before: Sequence[SearchResult], after: Sequence[SearchResult]) -> bool:
+    """Whether two lists of answers have the same documents, with the same scores."""
+    if [result.id for result in before] != [result.id for result in after]:
+        return False
+    return np.allclose([result.score for result in before], [result.score for result in after], atol=1e-4)
 
 
 def run(model: Path, workers: int, limit: int | None) -> None:
@@ -286,7 +295,7 @@ def run(model: Path, workers: int, limit: int | None) -> None:
         with IpcClient.connect(server.socket) as client:
             collection = client.collection(NAMESPACE, COLLECTION)
             check(stored(collection, encoder, texts))
-            check({"the same answers as before the stop": answers(collection, encoder) == before})
+            check({"the same answers as before the stop": are_same(before, answers(collection, encoder))})
         server.stop()
         say(f"   {server.check()}")
     say(f"\nDone in {time.perf_counter() - started:.1f} s.")

@@ -13,10 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Text", "available_packages", "docstrings", "installed_packages", "library_files"]
+__all__ = ["Text", "available_packages", "docstrings", "installed_packages", "library_files", "packages_in"]
 
 _DPKG_STATUS = Path("/var/lib/dpkg/status")
-_NOT_FOR_USERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "pydoc_data"}
+# Tests and programs of its own, and what has gone from later versions or is for other systems.
+_LEFT_OUT = {
+    *("site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "pydoc_data", "turtledemo"),
+    *("distutils", "ensurepip", "lib2to3", "macholib"),
+}
 _FEWEST_CHARACTERS = 20
 _BLANK_LINE = "\n\n"
 
@@ -58,7 +62,7 @@ def library_files(folder: Path | None = None) -> list[Path]:
     """
     root = folder or Path(sysconfig.get_path("stdlib"))
     found = (path.relative_to(root) for path in root.rglob("*.py"))
-    return [root / path for path in sorted(found) if not _NOT_FOR_USERS.intersection(path.parts)]
+    return [root / path for path in sorted(found) if not _LEFT_OUT.intersection(path.parts)]
 
 
 def docstrings(files: Iterable[Path], folder: Path | None = None, *, private: bool = False) -> Iterator[Text]:
@@ -112,7 +116,7 @@ def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, str, _Documente
 def installed_packages() -> list[Text]:
     """The Debian packages that are installed, with their descriptions, by name; none on another system."""
     try:
-        return _packages(_DPKG_STATUS.read_text(encoding="utf-8", errors="replace"))
+        return packages_in(_DPKG_STATUS.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return []
 
@@ -122,11 +126,11 @@ def available_packages() -> list[Text]:
     if shutil.which("apt-cache") is None:
         return []
     done = subprocess.run(["apt-cache", "dumpavail"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-    return _packages(done.stdout.decode(errors="replace"))
+    return packages_in(done.stdout.decode(errors="replace"))
 
 
-def _packages(control: str) -> list[Text]:
-    """The packages in a file of Debian's control format (deb-control(5))."""
+def packages_in(control: str) -> list[Text]:
+    """The packages in a file of Debian's control format (deb-control(5)), by name."""
     found: dict[str, Text] = {}
     for paragraph in control.split("\n\n"):
         fields = dict(re.findall(r"^([A-Za-z-]+): ?(.*(?:\n[ \t].*)*)", paragraph, re.MULTILINE))

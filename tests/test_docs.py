@@ -42,6 +42,7 @@ TARGETS = {
         "help",
         "install",
         "demo",
+        "demo-search",
         "test",
         "lint",
         "types",

@@ -11,6 +11,7 @@ from typing import Any
 import uvloop
 
 from toondb_client.aio import AsyncIpcClient, AsyncTransaction
+from toondb_client.aio_collections import AsyncCollection, AsyncNamespace
 from toondb_client.pipeline import AsyncPipeline
 from toondb_protocol.query_builder import AsyncQueryBuilder
 
@@ -29,6 +30,9 @@ def make_runner(kind: str, errors: list[dict[str, Any]]) -> asyncio.Runner:
     return runner
 
 
+_ASYNC = (AsyncIpcClient, AsyncTransaction, AsyncPipeline, AsyncQueryBuilder, AsyncNamespace, AsyncCollection)
+
+
 class Blocking:
     """Everything of an async object, awaited at once."""
 
@@ -44,7 +48,7 @@ class Blocking:
         return self._plain(getattr(self._target, name))
 
     def _plain(self, value: Any) -> Any:
-        if isinstance(value, (AsyncIpcClient, AsyncTransaction, AsyncPipeline, AsyncQueryBuilder)):
+        if isinstance(value, _ASYNC):
             return self if value is self._target else Blocking(value, self._runner)
         if inspect.isawaitable(value):
             return self._plain(self._await(value))
@@ -83,6 +87,8 @@ class Blocking:
         return self._await(self._target.run_transaction(call, **kwargs))
 
     def __len__(self) -> int:
+        if isinstance(self._target, AsyncCollection):
+            return int(self.count())
         return len(self._target)
 
     def __str__(self) -> str:

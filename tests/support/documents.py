@@ -83,7 +83,7 @@ def matches(expected: str, actual: str) -> bool:
 def make_targets() -> set[str]:
     """The targets that ``make help`` lists."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    return set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE))
 
 
 class _Session:
