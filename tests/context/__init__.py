@@ -1,0 +1,1 @@
+"""Tests of contexts for language models."""
