@@ -12,11 +12,15 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.embeddings import are_made, load_embeddings
 from benchmarks.machine import describe_machine, filesystem_of
 from benchmarks.report import RowResult, format_row, format_verdicts, judge, to_json, write_json
 from benchmarks.rows import ROWS, Row
 from benchmarks.run import FULL, QUICK, Effort, run_rows
+from benchmarks.vector_plot import MissingPlotLibraryError, plot_curve
+from benchmarks.vectors import VECTOR_ROWS
 from benchmarks.workload import Workload
+from examples.embedding import MissingModelError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
@@ -93,9 +97,31 @@ def _print_machine(machine: dict[str, object]) -> None:
     print(flush=True)
 
 
+def _make_embeddings(rows: Sequence[Row]) -> None:
+    """Make the embeddings, unless no row needs them or they are there; without a model there are stand-ins."""
+    if are_made() or not any(row in VECTOR_ROWS for row in rows):
+        return
+    try:
+        load_embeddings()
+    except MissingModelError as error:
+        print(f"Warning: {error} The vector rows are measured with random stand-ins.\n", file=sys.stderr)
+
+
+def _plot(results: Sequence[RowResult], paths: Sequence[Path]) -> None:
+    try:
+        for path in paths:
+            picture = path.with_suffix(".png")
+            if plot_curve(results, picture):
+                print(f"Curve: {picture}")
+    except MissingPlotLibraryError as error:
+        print(f"No picture of the curve: {error}", file=sys.stderr)
+
+
 def _run(arguments: argparse.Namespace, rows: list[Row], effort: Effort, parent: Path) -> int:
     started = datetime.now(UTC)
     workload = Workload(arguments.keys, arguments.value_size)
+
+    _make_embeddings(rows)
 
     def show(result: RowResult) -> None:
         print(format_row(result), end="\n\n", flush=True)
@@ -126,6 +152,7 @@ def _run(arguments: argparse.Namespace, rows: list[Row], effort: Effort, parent:
         for path in paths:
             write_json(path, document)
             print(f"Report: {path}")
+        _plot(results, paths)
     failed = any(cell.status.startswith("failed") for result in results for cell in result.cells)
     missed = any(verdict.passed is False for verdict in verdicts)
     return 1 if failed or (arguments.check and missed) else 0

@@ -86,6 +86,29 @@ class Crew:
         rate = sum(result["count"] / result["seconds"] for result in results)
         return rate, sum(result["count"] for result in results)
 
+    def median_seconds(self, cell: str, operation: str, seconds: float) -> float:
+        """Let the first worker perform an operation again and again.
+
+        Returns:
+            The median time of one.
+
+        Raises:
+            CrewError: It failed.
+        """
+        command = {"do": "median", "cell": cell, "operation": operation, "seconds": seconds}
+        return float(self._command(1, command)[0]["median"])
+
+    def recall(self, cell: str, operation: str) -> float:
+        """Let the first worker compare the answers of an operation with the truth.
+
+        Returns:
+            The share of the true nearest that were found.
+
+        Raises:
+            CrewError: It failed.
+        """
+        return float(self._command(1, {"do": "recall", "cell": cell, "operation": operation})[0]["recall"])
+
     def pids(self, processes: int) -> list[int]:
         """The process ids of the first workers."""
         return [worker.pid for worker in self._workers[:processes]]
@@ -113,10 +136,12 @@ class Crew:
         self._workers.append(worker)
         self._buffers[worker.pid] = b""
 
-    def _command(self, processes: int, command: Mapping[str, object]) -> None:
+    def _command(self, processes: int, command: Mapping[str, object]) -> list[dict[str, Any]]:
         workers = self._workers[:processes]
         self._send(workers, command)
-        self._raise_errors(self._receive(workers, self._timeout))
+        answers = self._receive(workers, self._timeout)
+        self._raise_errors(answers)
+        return answers
 
     def _send(self, workers: Sequence[Child], command: Mapping[str, object]) -> None:
         line = json.dumps(command).encode() + b"\n"

@@ -434,7 +434,7 @@ def open_driver(name: str, address: str, workload: Workload, seed: int) -> Drive
 
     Args:
         name: A name of :data:`DRIVERS`, :data:`benchmarks.embedded.EMBEDDED` or
-            :data:`benchmarks.sql_drivers.SQL_DRIVERS`.
+            :data:`benchmarks.sql_drivers.SQL_DRIVERS`, or of :data:`benchmarks.vector_drivers.VECTOR_DRIVERS`.
         address: Its socket, or its folder for what runs in process.
         workload: The records it holds.
         seed: Draws the keys to ask for; different in every worker.
@@ -442,6 +442,10 @@ def open_driver(name: str, address: str, workload: Workload, seed: int) -> Drive
     from benchmarks.embedded import EMBEDDED  # which needs what is above
     from benchmarks.sql_drivers import SQL_DRIVERS
 
-    factory: Any = DRIVERS.get(name) or EMBEDDED.get(name) or SQL_DRIVERS[name]
+    factory: Any = DRIVERS.get(name) or EMBEDDED.get(name) or SQL_DRIVERS.get(name)
+    if factory is None:
+        from benchmarks.vector_drivers import VECTOR_DRIVERS  # which loads NumPy
+
+        factory = VECTOR_DRIVERS[name]
     driver: Driver = factory(address, workload, seed)
     return driver

@@ -31,7 +31,7 @@ from examples.demo_search import one_blas_thread
 from examples.embedding import PACKAGE, Floats, MiniLM, MissingModelError, model_folder
 from examples.texts import Text, available_packages, docstrings, library_files
 
-__all__ = ["COUNT", "QUERIES", "Embeddings", "choose_texts", "load_embeddings", "main"]
+__all__ = ["COUNT", "QUERIES", "Embeddings", "are_made", "choose_texts", "load_embeddings", "main"]
 
 COUNT = 20_000
 """Texts to be found."""
@@ -118,6 +118,16 @@ def _make(folder: Path, total: int, model: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _folder(cache: Path, model: Path | None, count: int, queries: int) -> Path:
+    name = model.name if model else PACKAGE.replace("==", "-")
+    return cache / f"{name}-{count}-{queries}"
+
+
+def are_made(count: int = COUNT, queries: int = QUERIES, *, cache: Path = _CACHE) -> bool:
+    """Whether the embeddings of the packaged model are in the cache."""
+    return _folder(cache, None, count, queries).exists()
+
+
 def load_embeddings(
     count: int = COUNT,
     queries: int = QUERIES,
@@ -138,8 +148,7 @@ def load_embeddings(
     Raises:
         MissingModelError: They have to be made, and the model is not installed.
     """
-    name = model.name if model else PACKAGE.replace("==", "-")
-    folder = cache / f"{name}-{count}-{queries}"
+    folder = _folder(cache, model, count, queries)
     if again or not folder.exists():
         _make(folder, count + queries, model or model_folder())
     with (folder / "texts.jsonl").open(encoding="utf-8") as file:

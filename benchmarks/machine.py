@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["describe_machine", "filesystem_of", "fsync_latency"]
 
-_LIBRARIES = ("lmdb", "apsw", "msgpack", "uvloop", "redis", "hiredis", "sochdb")
+_LIBRARIES = ("lmdb", "apsw", "faiss-cpu", "numpy", "msgpack", "uvloop", "redis", "hiredis", "hnswlib", "sochdb")
 
 
 def _field(path: str, name: str) -> str | None:

@@ -22,12 +22,14 @@ class CellResult:
         samples: One value for each round; None when it was not measured.
         status: ``ok``, or why there are no samples.
         server_cpu_us: Processor time of the server for each operation, in microseconds.
+        recall: The share of the true nearest that a search found.
     """
 
     label: str
     samples: Samples | None = None
     status: str = "ok"
     server_cpu_us: Samples | None = None
+    recall: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,13 @@ class RowResult:
     row: Row
     cells: tuple[CellResult, ...]
 
+    def cell(self, label: str) -> CellResult:
+        """What one contestant did."""
+        return next(cell for cell in self.cells if cell.label == label)
+
     def samples(self, label: str) -> Samples | None:
-        return next((cell.samples for cell in self.cells if cell.label == label), None)
+        """The samples of one contestant."""
+        return self.cell(label).samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +72,9 @@ def _judge_one(result: RowResult, target: Target) -> Verdict:
     if samples is not None and target.baseline is not None:
         baseline = result.samples(target.baseline)
         samples = None if baseline is None else ratios(samples, baseline)
-    if samples is None:
+    measured = result.cell(target.cell).recall if target.recall else None if samples is None else samples.median
+    if measured is None:
         return Verdict(result.row.name, target, None, None)
-    measured = samples.median
     passed = measured <= target.limit if target.at_most else measured >= target.limit
     return Verdict(result.row.name, target, measured, passed)
 
@@ -97,6 +104,8 @@ def format_row(result: RowResult) -> str:
             line += f"  x {ratios(first.samples, cell.samples).median:<7.2f}"
         elif row.measure == "rate":
             line += " " * 11
+        if cell.recall is not None:
+            line += f"  recall {cell.recall:.4f}"
         if cell.server_cpu_us is not None:
             line += f"  {cell.server_cpu_us.median:.1f} us server CPU"
         lines.append(line.rstrip())
@@ -140,6 +149,7 @@ def to_json(
                         "status": cell.status,
                         "samples": cell.samples.to_dict() if cell.samples else None,
                         "server_cpu_us": cell.server_cpu_us.to_dict() if cell.server_cpu_us else None,
+                        "recall": cell.recall,
                     }
                     for cell in result.cells
                 ],
@@ -154,6 +164,7 @@ def to_json(
                 "baseline": verdict.target.baseline,
                 "limit": verdict.target.limit,
                 "at_most": verdict.target.at_most,
+                "recall": verdict.target.recall,
                 "measured": verdict.measured,
                 "status": verdict.status.lower(),
             }

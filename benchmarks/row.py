@@ -37,6 +37,7 @@ class Target:
         limit: The least acceptable value (the most, when ``at_most``). With a baseline, a factor of it.
         baseline: Label of the cell to divide by, round by round; None = an absolute figure.
         at_most: Lower is better.
+        recall: What is judged is how much of the true nearest was found, not how fast.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Target:
     limit: float
     baseline: str | None = None
     at_most: bool = False
+    recall: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +57,17 @@ class Row:
             lose nothing by it, and the figure stops depending on whether the scheduler happens to wake the
             other side on an idle core (in a virtual machine several times slower than the work itself).
         loads: The records are stored before; False for what stores its own.
+        slow: One operation takes seconds: it is done once in a turn, in half as many turns, without warming up.
+        recall: The answers are compared with the truth, and the recall is a part of the result.
     """
 
     name: str
     title: str
     cells: tuple[Cell, ...]
     targets: tuple[Target, ...] = ()
-    measure: Literal["rate", "memory", "start", "sql-size", "sql-peak", "sql-latency"] = "rate"
+    measure: Literal["rate", "memory", "start", "sql-size", "sql-peak", "sql-latency", "median"] = "rate"
     unit: str = "/s"
     one_core: bool = False
     loads: bool = True
+    slow: bool = False
+    recall: bool = False

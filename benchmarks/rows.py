@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from benchmarks.row import Cell, Row, Target
 from benchmarks.sql import SQL_ROWS
+from benchmarks.vectors import VECTOR_ROWS
 
 __all__ = ["ROWS", "Cell", "Row", "Target"]
 
@@ -280,6 +281,7 @@ ROWS: tuple[Row, ...] = (
     *_direct(),
     *_embedded(),
     *SQL_ROWS,
+    *VECTOR_ROWS,
     _memory(),
     _start(),
 )

@@ -18,6 +18,9 @@ from benchmarks.rows import Cell, Row
 from benchmarks.servers import Servers, cpu_seconds, missing, place
 from benchmarks.sql_measure import failure, measure_latency, measure_peak, measure_size
 from benchmarks.timing import Samples, turns
+from benchmarks.vector_data import labelled
+from benchmarks.vector_measure import measure_median
+from benchmarks.vectors import VECTOR_ROWS
 from benchmarks.workload import Workload
 
 __all__ = ["Effort", "run_rows"]
@@ -39,6 +42,9 @@ class Effort:
     warm_up: float
     starts: int
 
+
+_ANSWER_SECONDS = 300.0
+"""Within which a worker answers, when it makes an index of its own first, too."""
 
 FULL = Effort(rounds=7, seconds=0.5, warm_up=0.2, starts=7)
 QUICK = Effort(rounds=3, seconds=0.2, warm_up=0.05, starts=3)
@@ -74,6 +80,14 @@ def _measure_rate(row: Row, servers: Servers, crew: Crew, effort: Effort) -> lis
 
     values: dict[str, list[float]] = defaultdict(list)
     cpu: dict[str, list[float]] = defaultdict(list)
+    recall: dict[str, float] = {}
+
+    def compare(cell: Cell) -> None:
+        if cell.label not in failures:
+            try:
+                recall[cell.label] = crew.recall(connection(cell), cell.operation)
+            except CrewError as error:
+                failures[cell.label] = failure(error)
 
     def turn(cell: Cell, seconds: float, keep: bool) -> None:
         if cell.label in failures:
@@ -101,12 +115,16 @@ def _measure_rate(row: Row, servers: Servers, crew: Crew, effort: Effort) -> lis
     every_core = os.sched_getaffinity(0)
     if row.one_core:
         place_all({max(every_core)})
-    for cell in row.cells:
-        turn(cell, effort.warm_up, keep=False)
-    for _, cell in turns(row.cells, effort.rounds):
-        turn(cell, effort.seconds, keep=True)
+    if not row.slow:
+        for cell in row.cells:
+            turn(cell, effort.warm_up, keep=False)
+    for _, cell in turns(row.cells, max(1, effort.rounds // 2) if row.slow else effort.rounds):
+        turn(cell, 0.0 if row.slow else effort.seconds, keep=True)
     if row.one_core:
         place_all(every_core)
+    if row.recall:
+        for cell in row.cells:
+            compare(cell)
     for name in server_of:
         try:
             crew.close(name, connections[name])
@@ -119,6 +137,7 @@ def _measure_rate(row: Row, servers: Servers, crew: Crew, effort: Effort) -> lis
             cell.label,
             Samples(tuple(values[cell.label])),
             server_cpu_us=Samples(tuple(cpu[cell.label])) if cpu[cell.label] else None,
+            recall=recall.get(cell.label),
         )
         for cell in row.cells
     ]
@@ -148,9 +167,10 @@ def run_rows(
     """
     raise_descriptor_limit()
     results: list[RowResult] = []
-    with Children(sockets) as children, Crew(children, workload) as crew:
+    with Children(sockets) as children, Crew(children, workload, _ANSWER_SECONDS) as crew:
         servers = Servers(children, data, sockets, workload)
         for row in rows:
+            row = labelled(row) if row in VECTOR_ROWS else row
             if row.measure == "memory":
                 cells = measure_memory(row.cells, servers, effort.starts)
             elif row.measure == "start":
@@ -161,6 +181,8 @@ def run_rows(
                 cells = measure_peak(row.cells, servers, children, workload, data)
             elif row.measure == "sql-latency":
                 cells = measure_latency(row.cells, servers, crew, effort.rounds, 4 * effort.seconds)
+            elif row.measure == "median":
+                cells = measure_median(row.cells, servers, crew, effort.rounds, effort.seconds)
             else:
                 cells = _measure_rate(row, servers, crew, effort)
             result = RowResult(row, tuple(cells))

@@ -6,7 +6,7 @@
     redis-server without persistence: the peer of rows that do not wait for the disk.
 ``redis-always``
     redis-server with an append-only file synced before every reply: the peer of durable rows.
-``lmdb``, ``embedded``, ``concurrent``, ``rawlmdb``, ``sqlite``, ``apsw``, ``diskcache``, ``sochdb``
+``lmdb``, ``embedded``, ``concurrent``, ``rawlmdb``, ``sqlite``, ``apsw``, ``diskcache``, ``sochdb``, ``faiss``, ``hnswlib``
     A folder; the clients open it in process.
 
 What follows a further ``-`` (for what is in process, the first) only tells folders apart.
@@ -28,9 +28,21 @@ from benchmarks.crew import Crew
 from benchmarks.embedded import EMBEDDED
 from benchmarks.workload import Workload
 
-__all__ = ["MAX_CLIENTS", "Servers", "cpu_seconds", "memory_mb", "missing", "place", "toondb_arguments"]
+__all__ = [
+    "MAX_CLIENTS",
+    "SOCHDB_BULK",
+    "Servers",
+    "cpu_seconds",
+    "memory_mb",
+    "missing",
+    "place",
+    "program",
+    "toondb_arguments",
+]
 
 MAX_CLIENTS = 2000
+SOCHDB_BULK = "sochdb-bulk"
+"""The command that builds an index."""
 _READY_TIMEOUT = 30.0
 
 
@@ -45,8 +57,16 @@ def _importable(*modules: str) -> bool:
     return True
 
 
+def program(name: str) -> str | None:
+    """The path of a command, beside this interpreter or elsewhere; None when there is none."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
 def missing(server: str, driver: str = "") -> bool:
     """Whether a contestant cannot take part because something is not installed."""
+    if driver == "vector-build-sochdb":
+        return program(SOCHDB_BULK) is None
     match server.partition("-")[0]:
         case "toondb":
             return not _importable("toondb_server.__main__", "toondb_client")
@@ -59,6 +79,10 @@ def missing(server: str, driver: str = "") -> bool:
         case "sqlite":
             return not _importable("sqlite3")
         case "apsw" | "diskcache" | "sochdb" as module:
+            return not _importable(module)
+        case "faiss":
+            return not _importable("faiss")
+        case "hnswlib" as module:
             return not _importable(module)
         case "echo":
             return not _importable("uvloop")
@@ -86,8 +110,7 @@ def _redis_arguments(folder: Path, path: Path, always: bool) -> list[str]:
         "--loglevel": "warning",
         "--maxclients": str(MAX_CLIENTS),
     }
-    program = shutil.which("redis-server") or "redis-server"
-    return [program, *(word for option in options.items() for word in option)]
+    return [shutil.which("redis-server") or "redis-server", *(word for option in options.items() for word in option)]
 
 
 class Servers:
@@ -120,7 +143,7 @@ class Servers:
         folder = folder or self._data / f"{server}-{self._count}"
         path = self._sockets / f"{self._count}.sock"
         kind, _, mode = server.partition("-")
-        if kind in ("lmdb", "apsw") or kind in EMBEDDED:
+        if kind in ("lmdb", "apsw", "faiss", "hnswlib") or kind in EMBEDDED:
             return None, str(folder)
         folder.mkdir(exist_ok=True)
         if kind == "toondb":

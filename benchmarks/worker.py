@@ -9,6 +9,10 @@ It reads one JSON command a line and writes one JSON answer a line:
 ``{"do": "run", "cell": id, "operation": name, "seconds": s}``
     Prepare, answer ``{"armed": true}``, read one byte from the barrier pipe, run, answer
     ``{"count": n, "seconds": elapsed}``.
+``{"do": "median", "cell": id, "operation": name, "seconds": s}``
+    Perform it one by one, with a look at the clock between. Answers ``{"median": seconds}``.
+``{"do": "recall", "cell": id, "operation": name}``
+    Compare the answers of an operation with the truth. Answers ``{"recall": share}``.
 ``{"do": "close", "cell": id}``
     Disconnect. Answers ``{}``.
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 from time import perf_counter
 from typing import Any
@@ -55,6 +60,17 @@ def main() -> None:
                 start = perf_counter()
                 count = loop(start + seconds)
                 return {"count": count, "seconds": perf_counter() - start}
+            case "median":
+                loop, taken = drivers[cell].loop(command["operation"]), list[float]()
+                deadline = perf_counter() + command["seconds"]
+                while not taken or perf_counter() < deadline:
+                    start = perf_counter()
+                    loop(start)  # it is over: one operation is the least
+                    taken.append(perf_counter() - start)
+                return {"median": statistics.median(taken)}
+            case "recall":
+                asked: Any = drivers[cell]
+                return {"recall": asked.recall(command["operation"])}
             case other:
                 return {"error": f"unknown command {other!r}"}
         return {}

@@ -11,6 +11,7 @@ from toondb_protocol.collections import (
     ScanPages,
     batch_arguments,
     check_id,
+    check_ids,
     config_of,
     creation_arguments,
     creation_of,
@@ -230,7 +231,7 @@ class AsyncCollection:
 
     async def delete_batch(self, ids: Iterable[str]) -> int:
         """Delete documents, all or none; answers how many there were."""
-        return int(await self._operate("document_delete", {"ids": [check_id(id) for id in ids]}))
+        return int(await self._operate("document_delete", {"ids": check_ids(ids)}))
 
     # Reads
 
@@ -240,7 +241,7 @@ class AsyncCollection:
 
     async def get_batch(self, ids: Iterable[str]) -> list[Document | None]:
         """Documents in the order of the ids, None where there is none."""
-        found = await self._operate("document_get", {"ids": [check_id(id) for id in ids]})
+        found = await self._operate("document_get", {"ids": check_ids(ids)})
         return [document_of(row) for row in found]
 
     async def count(self, filter: Mapping[str, Any] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -10,7 +11,7 @@ import msgpack
 from toondb_protocol.collections import OPERATIONS, READING
 from toondb_protocol.errors import MalformedRequestError, TransactionTooLargeError, ValidationError
 from toondb_protocol.frames import pack_header
-from toondb_protocol.layout import decode_map, encode_map
+from toondb_protocol.layout import decode_parts, encode_map
 from toondb_protocol.opcodes import Reply
 
 from .requests import Job, boolean, find_transaction, only, row_frames, uint
@@ -19,11 +20,14 @@ from .workers import Last, Steps, Task
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["Parts", "operation_job"]
+__all__ = ["MAX_ITEMS", "Parts", "operation_job"]
 
 _PART_BYTES = 256 * 1024
 _PART_OVERHEAD = 100
 _KEYS = frozenset({"op", "args", "more", "part"})
+
+MAX_ITEMS = 1 << 22
+"""Values in the arguments of one operation: in all arrays and maps, and the names in maps."""
 
 
 class Parts:
@@ -60,18 +64,22 @@ class Parts:
         self._parts.append(data)
 
     def arguments(self) -> dict[str, Any]:
-        """All of them."""
-        return decode_map(b"".join(self._parts))
+        """All of them, once."""
+        return decode_parts(self._parts, MAX_ITEMS)
 
 
 def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -> Job:
     """A QUERY with ``op``."""
+    # Whatever is refused here, or comes in between: the parts before it do not go on.
+    parts, session.parts = session.parts, None
+    session.view = None
     only(body, "op", _KEYS)
     operation: str = body["op"]
     if operation not in OPERATIONS:
         raise ValidationError(f"the operation {operation!r:.60} is unknown; known: {', '.join(OPERATIONS)}.")
-    parts = session.parts
-    session.parts = None
+    transaction = find_transaction(session, transaction_id) if transaction_id else None
+    if transaction is not None:
+        transaction.snapshot.touched_at = time.monotonic()
     number = uint(body, "part")
     if not number:
         parts = Parts(operation, transaction_id)
@@ -82,24 +90,39 @@ def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -
         session.parts = parts
         return _one(_end(0))
     gathered = parts
-    transaction = find_transaction(session, transaction_id) if transaction_id else None
-    session.view = None if transaction is None else transaction.snapshot
     if transaction is not None:
+        session.view = transaction.snapshot
         session.uses_sql = True  # a text is indexed in pages that its commit has to write
     server = session.server
 
     def steps() -> Steps:
         result = server.collections().operate(operation, gathered.arguments(), transaction)
-        packed: bytes = msgpack.packb(result)
         count = 0
         step = min(_PART_BYTES, max(1, server.config.max_frame // 2))
-        for at in range(0, len(packed), step):
-            yield b"".join(row_frames(session, [packed[at : at + step]], 1))
+        for part in _packed(result, step):
+            yield b"".join(row_frames(session, [part], 1))
             count += 1
         yield Last(_end(count))
 
     workers = server.workers if operation in READING else server.writing_workers
     return Task(session, steps(), workers).job()
+
+
+def _packed(result: Any, size: int) -> Iterator[bytes]:
+    """A result as msgpack, in parts of a size. The items of a list are packed a few at a time, as they are sent."""
+    pending = bytearray()
+    if isinstance(result, list) and result:
+        packer = msgpack.Packer()
+        pending += packer.pack_array_header(len(result))
+        for item in result:
+            pending += packer.pack(item)
+            while len(pending) >= size:
+                yield bytes(pending[:size])
+                del pending[:size]
+    else:
+        pending += msgpack.packb(result)
+    for at in range(0, len(pending), size):
+        yield bytes(pending[at : at + size])
 
 
 def _end(rows: int) -> bytes:

@@ -25,6 +25,7 @@ __all__ = [
     "pairs",
     "pairs_as_dict",
     "scan_range",
+    "sendable_filter",
     "several",
     "shown",
     "text",
@@ -42,6 +43,7 @@ MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1
 """What a counter can hold: a signed 64-bit integer, so that a client in any language can."""
 
 _MOST = 1 << 62
+_MOST_FILTER_LEVELS = 48
 _MOST_TTL_MS = 1 << 52
 _MOST_WAIT_SECONDS = 1e12
 
@@ -205,6 +207,34 @@ def pairs_as_dict(items: Items) -> tuple[dict[bytes, bytes], int]:
                 return found, len(given)
     rows = pairs(given)
     return dict(rows), len(rows)
+
+
+# Filters
+
+
+def sendable_filter(value: Any, levels: int = _MOST_FILTER_LEVELS) -> Any:
+    """A copy of a condition, made of what every mode can carry; what it means is checked where it is run."""
+    if value is None or isinstance(value, (bool, float, bytes)):
+        return value
+    if isinstance(value, int):
+        if not MIN_INTEGER <= value < 1 << 64:
+            raise ValidationError(f"a filter compares with integers of 64 bits, got {shown(value)}.")
+        return value
+    if isinstance(value, str):
+        return text("a name or value in a filter", value)
+    if not levels:
+        raise ValidationError(f"the filter is nested more than {_MOST_FILTER_LEVELS} levels deep.")
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise ValidationError(f"a field in a filter is named by text, not {name!r:.60}.")
+        return {text("a field in a filter", name): sendable_filter(item, levels - 1) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [sendable_filter(item, levels - 1) for item in value]
+    raise ValidationError(
+        f"a filter cannot have the value {value!r:.60} ({type(value).__name__}).",
+        remediation="Compare with None, bool, int, float, str, bytes, and lists and dicts of these.",
+    )
 
 
 # Ranges

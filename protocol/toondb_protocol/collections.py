@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .arguments import Items, pairs, scan_range, shown, whole_number
+from .arguments import Items, pairs, scan_range, sendable_filter, several, shown, text, whole_number
 from .errors import CollectionConfigError, ValidationError
 from .keys import BytesLike, KeyLike, as_key, as_value
 from .search import (
@@ -24,6 +25,7 @@ from .search import (
     SearchRequest,
     SearchResult,
     check_name,
+    is_number,
 )
 from .vectors import PackedVectors, pack_vector, pack_vectors, unpack_vector
 
@@ -423,7 +425,7 @@ class Collection:
 
     def delete_batch(self, ids: Iterable[str]) -> int:
         """Delete documents, all or none; answers how many there were."""
-        return int(self._operate("document_delete", {"ids": [check_id(id) for id in ids]}))
+        return int(self._operate("document_delete", {"ids": check_ids(ids)}))
 
     # Reads
 
@@ -433,7 +435,7 @@ class Collection:
 
     def get_batch(self, ids: Iterable[str]) -> list[Document | None]:
         """Documents in the order of the ids, None where there is none."""
-        found = self._operate("document_get", {"ids": [check_id(id) for id in ids]})
+        found = self._operate("document_get", {"ids": check_ids(ids)})
         return [document_of(row) for row in found]
 
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
@@ -551,6 +553,7 @@ class Collection:
 
 _MAX_ID_BYTES = 400
 _NAMES = ("vector", "metadata", "id", "content")
+_MOST_WEIGHT = 1e18
 
 
 def check_id(id: object) -> str:
@@ -570,10 +573,21 @@ def check_id(id: object) -> str:
     return id
 
 
+def check_ids(ids: Iterable[str]) -> list[str]:
+    """The ids of several documents.
+
+    Raises:
+        ValidationError: They are no collection, or one of them is no id.
+    """
+    return [check_id(id) for id in several("ids", ids)]
+
+
 def _plain(value: object, where: str, depth: int = 0) -> Any:
     """A value of metadata as JSON has it."""
-    if value is None or isinstance(value, (str, bool)):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return value if value.isascii() else text(where, value)
     if isinstance(value, int):
         if not -(1 << 63) <= value < 1 << 64:
             raise ValidationError(f"{where} is an integer beyond 64 bits.")
@@ -588,6 +602,7 @@ def _plain(value: object, where: str, depth: int = 0) -> Any:
         for name in value:
             if not isinstance(name, str):
                 raise ValidationError(f"{where} has the name {shown(name)}, which is not text.")
+            text(f"a name in {where}", name)
         return {str(name): _plain(item, f"{where}.{name}", depth + 1) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{where}[{at}]", depth + 1) for at, item in enumerate(value)]
@@ -614,7 +629,8 @@ def given_filter(filter: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     if not isinstance(filter, Mapping):
         raise ValidationError(f"filter is a mapping, got {shown(filter)}.")
-    return dict(filter)
+    sendable: dict[str, Any] = sendable_filter(filter)
+    return sendable
 
 
 def _content(config: CollectionConfig, content: object, metadata: Mapping[str, Any]) -> str | None:
@@ -622,9 +638,7 @@ def _content(config: CollectionConfig, content: object, metadata: Mapping[str, A
         content = metadata.get(config.content_field)
         if not isinstance(content, str):
             return None
-    if content is not None and not isinstance(content, str):
-        raise ValidationError(f"content is text, got {shown(content)}.")
-    return content
+    return None if content is None else text("content", content)
 
 
 def insert_arguments(
@@ -682,9 +696,12 @@ def batch_arguments(
         metadatas = [row[2] if len(row) > 2 else None for row in vectors]
         contents = [row[3] if len(row) > 3 else None for row in vectors]
         vectors = [row[1] for row in vectors]
-    known = {"metadatas": metadatas, "ids": ids, "contents": contents}
+    given = {"metadatas": metadatas, "ids": ids, "contents": contents}
+    each: dict[str, list[Any]] = {
+        name: list(several(name, values)) for name, values in given.items() if values is not None
+    }
     packed = None if vectors is None else pack_vectors(vectors)
-    sizes = {name: len(value) for name, value in known.items() if value is not None}
+    sizes = {name: len(values) for name, values in each.items()}
     if packed is not None:
         sizes["vectors"] = packed.vectors
     if len(set(sizes.values())) > 1:
@@ -694,14 +711,15 @@ def batch_arguments(
             + "."
         )
     count = next(iter(sizes.values()), 0)
-    chosen = [uuid.uuid4().hex if id is None else check_id(id) for id in (ids or [None] * count)]
+    nothing = [None] * count
+    chosen = [uuid.uuid4().hex if id is None else check_id(id) for id in each.get("ids", nothing)]
     if len(set(chosen)) != count:
-        twice = next(id for id in chosen if chosen.count(id) > 1)
+        twice = Counter(chosen).most_common(1)[0][0]
         raise ValidationError(f"the id {shown(twice)} comes twice in the batch.")
-    fields = [given_metadata(metadata) for metadata in (metadatas or [None] * count)]
+    fields = [given_metadata(metadata) for metadata in each.get("metadatas", nothing)]
     texts = [
         _content(config, content, metadata)
-        for content, metadata in zip(contents or [None] * count, fields, strict=True)
+        for content, metadata in zip(each.get("contents", nothing), fields, strict=True)
     ]
     return _put(chosen, packed, fields, texts)
 
@@ -712,6 +730,7 @@ def _named_vectors(vectors: object, what: str) -> tuple[list[str], PackedVectors
     for name in vectors:
         if not isinstance(name, str) or not name:
             raise ValidationError(f"a vector is named with text, got {shown(name)}.")
+        text("the name of a vector", name)
     return list(vectors), pack_vectors(list(vectors.values()), what)
 
 
@@ -776,9 +795,14 @@ def multi_search_arguments(
     if weights is not None:
         if how is not Aggregation.WEIGHTED_SUM:
             raise ValidationError("weights go with the aggregation weighted_sum.")
+        if not isinstance(weights, Mapping):
+            raise ValidationError(f"weights are a mapping of numbers by name, got {shown(weights)}.")
         for name, weight in weights.items():
-            if name not in names or isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
-                raise ValidationError(f"weights are numbers of 0 or more by name, got {shown(name)}: {shown(weight)}.")
+            if name not in names or not is_number(weight) or not 0 <= weight <= _MOST_WEIGHT:
+                raise ValidationError(
+                    f"weights are numbers of 0 to {_MOST_WEIGHT:g} by the names asked for, "
+                    f"got {shown(name)}: {shown(weight)}."
+                )
     SearchRequest([0.0], k=k, ef_search=ef_search)  # checks them
     return {
         "names": names,

@@ -6,6 +6,7 @@ path, the rendering of SPEC.md and the golden vectors, so that layout and code c
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,16 @@ import msgpack
 
 from .errors import MalformedRequestError
 
-__all__ = ["MAX_MAP_DEPTH", "Field", "Kind", "decode_fields", "decode_map", "encode_fields", "encode_map"]
+__all__ = [
+    "MAX_MAP_DEPTH",
+    "Field",
+    "Kind",
+    "decode_fields",
+    "decode_map",
+    "decode_parts",
+    "encode_fields",
+    "encode_map",
+]
 
 MAX_MAP_DEPTH = 64
 """Arrays and maps inside each other in one msgpack body, the body itself included. Deeper ones would exhaust
@@ -114,6 +124,73 @@ def decode_map(payload: bytes | memoryview) -> dict[str, Any]:
         raise MalformedRequestError(f"the body must be a msgpack map with text keys, got {type(value).__name__}")
     _check_plain(value)
     return value
+
+
+def decode_parts(parts: list[bytes], most_items: int) -> dict[str, Any]:
+    """Decode a msgpack map that came in parts, and takes the list of them: it is empty afterwards.
+
+    Other threads run between the parts. Small bytes make large objects, so the values are counted.
+
+    Args:
+        parts: The bytes, in order.
+        most_items: Values in all arrays and maps together, at the most; a name of a map counts as one, too.
+
+    Raises:
+        MalformedRequestError: As :func:`decode_map`, or there are more values.
+    """
+    left = most_items
+
+    def counted(container: Any) -> Any:
+        nonlocal left
+        left -= 1 + (2 * len(container) if type(container) is dict else len(container))
+        if left < 0:
+            raise _TooManyItems
+        return container
+
+    limit = (1 << 32) - 1
+    unpacker = msgpack.Unpacker(
+        raw=False,
+        strict_map_key=True,
+        max_buffer_size=0,
+        max_str_len=limit,
+        max_bin_len=limit,
+        max_array_len=most_items,
+        max_map_len=most_items,
+        max_ext_len=0,
+        list_hook=counted,
+        object_hook=counted,
+    )
+    parts.reverse()
+    size, value = 0, None
+    try:
+        while parts:
+            part = parts.pop()
+            size += len(part)
+            unpacker.feed(part)
+            if value is None:
+                with contextlib.suppress(msgpack.OutOfData):
+                    value = unpacker.unpack()
+    except _TooManyItems:
+        raise MalformedRequestError(
+            f"the msgpack map holds more than {most_items} values",
+            remediation="Spread them over several requests.",
+            details={"limit": most_items},
+        ) from None
+    except (RecursionError, msgpack.StackError):
+        raise MalformedRequestError(_TOO_DEEP) from None
+    except (ValueError, msgpack.UnpackException) as error:
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise MalformedRequestError(f"the body is not valid msgpack: {reason}") from None
+    if not size:
+        return {}
+    if not isinstance(value, dict) or unpacker.tell() != size:
+        raise MalformedRequestError("the body must be exactly one msgpack map with text keys")
+    _check_plain(value)
+    return value
+
+
+class _TooManyItems(Exception):
+    """More values than a map may hold."""
 
 
 _MOST_OPTIONS = 64

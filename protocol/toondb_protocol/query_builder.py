@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from .arguments import MAX_INTEGER, MIN_INTEGER, shown, text, whole_number
+from .arguments import sendable_filter, text, whole_number
 from .errors import ProtocolError, ValidationError
 from .keys import KeyLike, as_prefix
 from .rows import Row, pair_rows
@@ -13,8 +13,6 @@ from .rows import Row, pair_rows
 __all__ = ["AsyncQueryBuilder", "QueryAnswer", "QueryBuilder"]
 
 B = TypeVar("B", bound="_Builder")
-
-_MOST_LEVELS = 48
 
 
 class QueryAnswer(Protocol):
@@ -80,7 +78,7 @@ class _Builder:
             raise ValidationError(
                 f"where() takes a filter, got {condition!r:.60}.", remediation='Write {"field": {"$gt": 10}}.'
             )
-        added = [_sendable(part) for part in (condition, equal) if part]
+        added = [sendable_filter(part) for part in (condition, equal) if part]
         return self._copy(_filters=(*self._filters, *added))
 
     def limit(self: B, limit: int | None) -> B:
@@ -109,31 +107,6 @@ class _Builder:
     def _nothing(self) -> bool:
         # In a body a limit of 0 means no limit; a builder's limit(0) asks for no rows.
         return self._limit == 0
-
-
-def _sendable(value: Any, levels: int = _MOST_LEVELS) -> Any:
-    """A copy of a condition, made of what every mode can carry; what it means is checked where it is run."""
-    if value is None or isinstance(value, (bool, float, bytes)):
-        return value
-    if isinstance(value, int):
-        if not MIN_INTEGER <= value <= MAX_INTEGER:
-            raise ValidationError(f"a filter compares with integers of 64 bits, got {shown(value)}.")
-        return value
-    if isinstance(value, str):
-        return text("a name or value in a filter", value)
-    if not levels:
-        raise ValidationError(f"the filter is nested more than {_MOST_LEVELS} levels deep.")
-    if isinstance(value, Mapping):
-        for name in value:
-            if not isinstance(name, str):
-                raise ValidationError(f"a field in a filter is named by text, not {name!r:.60}.")
-        return {text("a field in a filter", name): _sendable(item, levels - 1) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_sendable(item, levels - 1) for item in value]
-    raise ValidationError(
-        f"a filter cannot have the value {value!r:.60} ({type(value).__name__}).",
-        remediation="Compare with None, bool, int, float, str, bytes, and lists and dicts of these.",
-    )
 
 
 def _text(answer: QueryAnswer) -> str:

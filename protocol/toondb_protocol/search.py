@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeGuard
 
-from .arguments import shown
+from .arguments import shown, text
 from .errors import CollectionConfigError, NamespaceError, ValidationError
 from .vectors import MAX_DIMENSION
 
@@ -22,6 +22,7 @@ __all__ = [
     "SearchRequest",
     "SearchResult",
     "check_name",
+    "is_number",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -76,12 +77,15 @@ class NamespaceConfig:
         check_name("namespace", self.name)
         if self.display_name is not None and not isinstance(self.display_name, str):
             raise NamespaceError(f"display_name is text, got {shown(self.display_name)}.")
+        text("display_name", self.display_name or "")
         labels = self.labels
         if not isinstance(labels, Mapping) or len(labels) > _MOST_LABELS:
             raise NamespaceError(f"labels are a mapping of {_MOST_LABELS} at the most, got {shown(labels)}.")
         for name, value in labels.items():
             if not isinstance(name, str) or not isinstance(value, str):
                 raise NamespaceError(f"labels are text by text, got {shown(name)}: {shown(value)}.")
+            text("the name of a label", name)
+            text(f"the label {name!r}", value)
         object.__setattr__(self, "labels", dict(labels))
 
     def to_wire(self) -> dict[str, Any]:
@@ -132,6 +136,7 @@ class CollectionConfig:
             )
         if self.content_field is not None and not isinstance(self.content_field, str):
             raise CollectionConfigError(f"content_field is the name of a field, got {shown(self.content_field)}.")
+        text("content_field", self.content_field or "")
 
 
 def _in_range(name: str, value: object, low: int, high: int) -> None:
@@ -176,18 +181,21 @@ class SearchRequest:
     def __post_init__(self) -> None:
         if self.vector is None and self.text_query is None:
             raise ValidationError("a search needs a vector, a text_query or both.")
-        if self.text_query is not None and not isinstance(self.text_query, str):
-            raise ValidationError(f"text_query is text, got {shown(self.text_query)}.")
+        if self.text_query is not None:
+            text("text_query", self.text_query)
         _check_count("k", self.k, 100_000)
         _check_count("k_rrf", self.k_rrf, 1_000_000)
         if self.ef_search is not None:
             _check_count("ef_search", self.ef_search, 1_000_000)
-        if not _is_number(self.alpha) or not 0 <= self.alpha <= 1:
+        if not is_number(self.alpha) or not 0 <= self.alpha <= 1:
             raise ValidationError(f"alpha is a number of 0 to 1, got {shown(self.alpha)}.")
-        if self.min_score is not None and not _is_number(self.min_score):
+        if self.min_score is not None and not is_number(self.min_score):
             raise ValidationError(f"min_score is a number, got {shown(self.min_score)}.")
         if self.filter is not None and not isinstance(self.filter, Mapping):
             raise ValidationError(f"filter is a mapping, got {shown(self.filter)}.")
+        for name in ("rrf_fusion", "include_vectors", "include_content"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValidationError(f"{name} is True or False, got {shown(getattr(self, name))}.")
 
 
 def _check_count(name: str, value: object, most: int) -> None:
@@ -195,8 +203,14 @@ def _check_count(name: str, value: object, most: int) -> None:
         raise ValidationError(f"{name} is a number of 1 to {most}, got {shown(value)}.")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a finite number that a float can hold; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

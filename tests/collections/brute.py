@@ -47,5 +47,5 @@ def by_id(found: list[Any]) -> list[str]:
 def unit(rng: np.random.Generator, count: int, dimension: int) -> Floats:
     """Random vectors with some structure: around a few centres, as real embeddings are."""
     centres = rng.normal(size=(max(4, count // 200), dimension))
-    rows = centres[rng.integers(0, len(centres), count)] + 0.6 * rng.normal(size=(count, dimension))
+    rows = centres[rng.integers(0, len(centres), count)] + 1.0 * rng.normal(size=(count, dimension))
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)

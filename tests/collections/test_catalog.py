@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,8 +58,10 @@ def test_life(db: Database) -> None:
     with pytest.raises(NamespaceExistsError, match="'b'"):
         db.create_namespace("b")
     docs = made.create_collection("docs", dimension=3, metric="euclidean", m=8, ef_construction=50, content_field="t")
-    assert made.collection("docs").config == docs.config == CollectionConfig(
-        "docs", 3, DistanceMetric.EUCLIDEAN, 8, 50, False, "t"
+    assert (
+        made.collection("docs").config
+        == docs.config
+        == CollectionConfig("docs", 3, DistanceMetric.EUCLIDEAN, 8, 50, False, "t")
     )
     with pytest.raises(CollectionExistsError, match="'docs'"):
         made.create_collection("docs")
@@ -161,7 +165,7 @@ def test_transactions(db: Database) -> None:
 def test_nothing_is_written_into_what_was_deleted_meanwhile(db: Database, ns: Namespace) -> None:
     docs = ns.create_collection("c", dimension=1)
 
-    attempts = {
+    attempts: dict[str, Callable[[Any], Any]] = {
         "document": lambda txn: txn.collection("ns", "c").insert([1.0], id="x"),
         "delete": lambda txn: txn.collection("ns", "c").delete("y"),
         "key": lambda txn: txn.namespace("ns").put("k", b"v"),

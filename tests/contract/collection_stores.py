@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from toondb_protocol.search import CollectionConfig
 
-__all__ = ["clear", "ids", "make", "vector"]
+__all__ = ["clear", "ids", "make", "refused", "vector"]
 
 DIMENSION = 4
 
@@ -31,3 +34,10 @@ def vector(*numbers: float) -> list[float]:
 def ids(found: Any) -> list[str]:
     """The ids of results or documents."""
     return [each.id for each in found]
+
+
+def refused(kind: type[Exception], *calls: Callable[[], Any]) -> None:
+    """Check that each call raises an error of a kind."""
+    for call in calls:
+        with pytest.raises(kind):
+            call()

@@ -41,7 +41,7 @@ class Neighbour:
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip("\n")
 
-    def call(self, method: str, *args: str | int | list[str | int | None] | None) -> Any:
+    def call(self, method: str, *args: str | int | list[Any] | None) -> Any:
         """Call a method of its store; a value is given and answered as text."""
         with self._lock:
             assert self.process.stdin is not None
@@ -57,6 +57,15 @@ class Neighbour:
         """Run a statement there; answers its rows."""
         rows: list[dict[str, Any]] = self.call("execute_sql", sql, params)
         return rows
+
+    def insert(self, where: tuple[str, str], id: str, vector: list[float], content: str) -> None:
+        """Store a document there, in the collection of that namespace and name."""
+        self.call("insert", *where, id, vector, content)
+
+    def search(self, where: tuple[str, str], vector: list[float], words: str) -> list[str]:
+        """A hybrid search there; answers the ids."""
+        found: list[str] = self.call("search", *where, vector, words)
+        return found
 
     def close(self) -> None:
         """Let it close its store and end."""
@@ -82,7 +91,14 @@ def main() -> None:
             method, *args = json.loads(line)
             if method in ("put", "compare_and_set"):
                 args[1:] = [item if item is None else item.encode() for item in args[1:]]
-            answer = getattr(db, method)(*args)
+            if method in ("insert", "search"):
+                docs = db.collection(*args[:2])
+                if method == "insert":
+                    answer = docs.insert(args[2], args[3], content=args[4])
+                else:
+                    answer = [each.id for each in docs.hybrid_search(args[2], args[3])]
+            else:
+                answer = getattr(db, method)(*args)
             if isinstance(answer, SQLQueryResult):
                 answer = answer.rows
             print(json.dumps(answer.decode() if isinstance(answer, bytes) else answer), flush=True)

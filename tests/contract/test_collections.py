@@ -18,7 +18,7 @@ from toondb_protocol.errors import (
     ValidationError,
 )
 
-from .collection_stores import clear, ids, make, vector
+from .collection_stores import clear, ids, make, refused, vector
 from .conftest import Places
 
 
@@ -59,9 +59,9 @@ def test_a_namespace_takes_everything_with_it(store: Any) -> None:
     docs.insert(vector(1), id="a", content="apple")
     store.namespace("ns").put("k", b"v")
     assert store.delete_namespace("ns") is True
-    for call in (lambda: docs.get("a"), lambda: store.namespace("ns"), lambda: docs.insert(vector(1))):
-        with pytest.raises(NamespaceNotFoundError):
-            call()
+    refused(
+        NamespaceNotFoundError, lambda: docs.get("a"), lambda: store.namespace("ns"), lambda: docs.insert(vector(1))
+    )
     again = make(store, dimension=None)
     assert (again.get("a"), again.count(), list(again.iterate())) == (None, 0, [])
     assert (again.keyword_search("apple"), again.vector_search([1.0, 2.0])) == ([], [])
@@ -96,12 +96,12 @@ def test_keys_of_a_namespace(store: Any) -> None:
 
 def test_a_long_scan_of_a_namespace(store: Any) -> None:
     keys = store.create_namespace("many")
-    rows = [(b"%05d" % at, b"v" * (at % 7)) for at in range(2500)]
-    assert keys.put_many(rows) == 2500
+    rows = [(b"%05d" % at, b"v" * (at % 7)) for at in range(1100)]
+    assert keys.put_many(rows) == 1100
     assert list(keys.scan()) == rows
     assert list(keys.scan(reverse=True)) == rows[::-1]
-    assert list(keys.scan("00010", "02100", limit=1500)) == rows[10:1510]
-    assert list(keys.scan("00010", "02100", limit=1500, reverse=True)) == rows[600:2100][::-1]
+    assert list(keys.scan("00010", "01090", limit=1050)) == rows[10:1060]
+    assert list(keys.scan("00010", "01090", limit=1050, reverse=True)) == rows[40:1090][::-1]
     keys.put("large", b"x" * 3_000_000)
     keys.put("large 2", b"y" * 3_000_000)
     assert [(key, len(value)) for key, value in keys.scan("large")] == [(b"large", 3_000_000), (b"large 2", 3_000_000)]
@@ -132,9 +132,9 @@ def test_collections(store: Any) -> None:
     assert space.list_collections() == ["documents", "embeddings", "x"]
     assert space.collection("documents").config == space.get_collection("documents").config == config
     assert store.collection("ns", "embeddings").config == simpler.config
-    with pytest.raises(CollectionExistsError, match="'x'.*'ns'"):
+    with pytest.raises(CollectionExistsError, match=r"'x'.*'ns'"):
         space.create_collection("x")
-    with pytest.raises(CollectionNotFoundError, match="'nothing'.*'ns'"):
+    with pytest.raises(CollectionNotFoundError, match=r"'nothing'.*'ns'"):
         space.collection("nothing")
     with pytest.raises(NamespaceNotFoundError, match="'nowhere'"):
         store.collection("nowhere", "x")
@@ -283,7 +283,8 @@ def test_delete(store: Any) -> None:
 def test_a_batch_is_stored_whole_or_not_at_all(store: Any) -> None:
     docs = make(store)
     docs.insert(vector(1), id="there")
-    for wrong in (
+    refused(
+        ValidationError,
         lambda: docs.insert_batch([vector(1), vector(float("nan"))]),
         lambda: docs.insert_batch([vector(1), [1.0]]),
         lambda: docs.insert_batch([vector(1), vector(0)]),  # no direction
@@ -292,15 +293,13 @@ def test_a_batch_is_stored_whole_or_not_at_all(store: Any) -> None:
         lambda: docs.insert_batch([vector(1), vector(2)], metadatas=[{}]),
         lambda: docs.insert_batch([vector(1), vector(2)], metadatas=[{}, {"a": object()}]),
         lambda: docs.insert_batch([("a", vector(1)), ("b", vector(2), {}, 5)]),
-    ):
-        with pytest.raises(ValidationError):
-            wrong()
+    )
     assert ids(docs.iterate()) == ["there"]
     assert docs.insert_batch([]) == docs.insert_batch() == []
 
 
 @pytest.mark.parametrize(
-    ("count", "size"), [(3000, 400), (7, 900_000)], ids=["many documents", "documents of nearly a part"]
+    ("count", "size"), [(1200, 900), (3, 900_000)], ids=["many documents", "documents of nearly a part"]
 )
 def test_batches_that_are_larger_than_a_part(store: Any, count: int, size: int) -> None:
     docs = make(store, enable_hybrid_search=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -116,7 +117,7 @@ class Given:
         """The ids of documents, each once."""
         ids = [check_id(id) for id in self.listed("ids")]
         if len(set(ids)) != len(ids):
-            twice = next(id for id in ids if ids.count(id) > 1)
+            twice = Counter(ids).most_common(1)[0][0]
             raise ValidationError(f"the id {shown(twice)} comes twice.")
         return ids
 

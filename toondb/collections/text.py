@@ -23,13 +23,14 @@ from toondb.sql.page_keys import PageSpace
 
 from .catalog import CollectionEntry
 
-__all__ = ["TextIndex", "match_any"]
+__all__ = ["TextIndex", "match_any", "words_of"]
 
 _SCHEMA = """
 CREATE TABLE documents (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
 CREATE VIRTUAL TABLE words USING fts5 (
     content, content = '', contentless_delete = 1, tokenize = 'unicode61 remove_diacritics 2'
 );
+CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row);
 """
 _FORGET = (
     "DELETE FROM words WHERE rowid = (SELECT number FROM documents WHERE id = ?)",
@@ -43,16 +44,24 @@ _SEARCH = (
     "SELECT documents.id, -words.rank FROM words JOIN documents ON documents.number = words.rowid "
     "WHERE words MATCH ? ORDER BY words.rank"
 )
+_IS_IN = "SELECT doc FROM vocabulary WHERE term = ?"
+_COUNT = "SELECT count(*) FROM documents"
 _WORD = re.compile(r"\w+")
 _FIRST_ROWS = 32
 _MOST_ROWS = 1024
 _MOST_OPEN = 64
+_MOST_LOOKED_UP = 64
+_MANY_ROWS = 1000
 
 
-def match_any(text: str) -> str | None:
-    """The FTS5 expression for documents with any of the words of a text; None when it has no words."""
-    words = dict.fromkeys(_WORD.findall(text.lower()))
-    return " OR ".join(f'"{word}"' for word in words) or None
+def words_of(text: str) -> list[str]:
+    """The words of a text, each once."""
+    return list(dict.fromkeys(_WORD.findall(text.lower())))
+
+
+def match_any(words: list[str]) -> str:
+    """The FTS5 expression for documents with any of these words."""
+    return " OR ".join(f'"{word}"' for word in words)
 
 
 class TextIndex:
@@ -108,11 +117,39 @@ class TextIndex:
     def search(
         self, transaction: Transaction, collection: CollectionEntry, text: str
     ) -> Generator[tuple[str, float], None, None]:
-        """The documents with any of the words of a text, and their scores, best first; read as they are asked for."""
-        expression = match_any(text)
-        if expression is None:
+        """The documents with any of the words of a text, and their scores, best first; read as they are asked for.
+
+        A word that more than half of the documents have weighs next to nothing (1e-6), and to rank all of these takes
+        long. So the documents that have others of the words come first, as if it had not been asked for.
+        """
+        words = words_of(text)
+        if not words:
             return
-        stream = self._session(transaction, collection).stream(_SEARCH, (expression,))
+        session = self._session(transaction, collection)
+        rare = self._rare(session, words)
+        if not 0 < len(rare) < len(words):
+            yield from self._rows(session, words)
+            return
+        seen: set[str] = set()
+        for row in self._rows(session, rare):
+            seen.add(row[0])
+            yield row
+        for row in self._rows(session, words):
+            if row[0] not in seen:
+                yield row
+
+    def _rare(self, session: SqlSession, words: list[str]) -> list[str]:
+        """Those of the words that at most half of the documents have."""
+        if not 1 < len(words) <= _MOST_LOOKED_UP:
+            return words
+        having = {word: sum(count for (count,) in session.execute(_IS_IN, (word,)).rows) for word in words}
+        if max(having.values()) < _MANY_ROWS:
+            return words
+        half = session.execute(_COUNT).rows[0][0] / 2
+        return [word for word, count in having.items() if count <= half]
+
+    def _rows(self, session: SqlSession, words: list[str]) -> Generator[tuple[str, float], None, None]:
+        stream = session.stream(_SEARCH, (match_any(words),))
         try:
             count = _FIRST_ROWS
             while True:

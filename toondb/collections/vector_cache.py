@@ -41,6 +41,9 @@ _ROWS_AT_ONCE = 1024
 """Searches wait while so many rows are added."""
 
 _KNOWN_FILTERS = 16
+_FLOAT_SIZE = _LINK_SIZE = 4
+_BYTES_PER_LABEL = 500
+"""Of what is kept of a vector beside its numbers and its neighbours."""
 _SCAN_ROWS = 1024
 _SCAN_BYTES = 4 << 20
 
@@ -86,6 +89,7 @@ class VectorCache:
         state: What the document log said of the collection at ``lsn``.
         updating: Held by whoever brings it up to date.
         unsaved: Changes since it was saved or loaded.
+        used_at: ``time.monotonic()`` when it was last searched.
     """
 
     def __init__(self, collection: CollectionEntry, hnsw: HnswIndex | None = None) -> None:
@@ -98,6 +102,7 @@ class VectorCache:
         self.updating = threading.Lock()
         self.unsaved = 0
         self.next_label = 0
+        self.used_at = 0.0
         self._lock = SharedLock()
         self._documents: dict[str, Known] = {}
         self._ids: dict[int, str] = {}
@@ -107,6 +112,12 @@ class VectorCache:
     def __len__(self) -> int:
         """The number of documents with vectors."""
         return len(self._documents)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it takes."""
+        hnsw = self.hnsw
+        return len(self._ids) * (_FLOAT_SIZE * hnsw.dimension + _LINK_SIZE * 2 * hnsw.m + _BYTES_PER_LABEL)
 
     def reading(self) -> AbstractContextManager[None]:
         """Inside, nothing changes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 
 from toondb.engine.engine import Engine
@@ -33,6 +34,9 @@ _SAVED_FROM = 1024
 """Fewer vectors are read from the store as fast as from a file."""
 
 _SAVE_AFTER = 20_000
+
+_MOST_BYTES = 2 << 30
+"""What all caches of a store may take; one of them may take more."""
 
 
 class VectorCaches:
@@ -72,6 +76,7 @@ class VectorCaches:
             # Nobody else knows it yet, and its number may be another's after an abort.
             return search_exactly(view, collection, query, name, filter, k)
         cache = self._of(collection)
+        cache.used_at = time.monotonic()
         for attempt in range(2):
             self._bring(cache, view, filter, wait=attempt > 0)
             hits = search_vectors(view, cache, collection, query, name, filter, k, ef)
@@ -93,6 +98,8 @@ class VectorCaches:
                 with contextlib.closing(self._engine.private_snapshot()) as snapshot:
                     found = load(self._engine.folder, self._store, collection, snapshot)
                 cache = self._caches[collection.id] = found or VectorCache(collection)
+                if len(self._caches) > 1:
+                    self._wake()
         return cache
 
     @property
@@ -139,6 +146,21 @@ class VectorCaches:
             with cache.updating:
                 if cache.unsaved > max(_SAVE_AFTER, len(cache) // 4):
                     self._save(cache)
+
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Let caches go that were not used for the longest time, when all of them take too much memory."""
+        caches = sorted(self._caches.values(), key=lambda cache: cache.used_at)
+        size = sum(cache.size for cache in caches)
+        for cache in caches[:-1]:
+            if size <= _MOST_BYTES:
+                return
+            size -= cache.size
+            with cache.updating:
+                if cache.unsaved:
+                    self._save(cache)
+                self.forget({cache.collection.id})
 
     def forget(self, ids: set[int]) -> None:
         """Let the caches of collections go that are gone."""

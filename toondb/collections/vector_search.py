@@ -91,6 +91,8 @@ def _different(view: Transaction, cache: VectorCache, collection: CollectionEntr
         else:
             newest = environment.begin_view()
             try:
+                if not document_log.has_log(environment, newest, collection.id):
+                    return None  # it was deleted since, and its log was reclaimed
                 found = document_log.changed_ids(environment, newest, collection.id, low, high, MOST_DIFFERENT)
             finally:
                 environment.end_view(newest)

@@ -38,6 +38,7 @@ __all__ = [
     "LogState",
     "changed_ids",
     "documents_of",
+    "has_log",
     "is_intact",
     "lsn_of",
     "read_state",
@@ -201,6 +202,11 @@ def read_state(environment: Environment, txn: Any, collection: int) -> LogState:
     if not is_intact(key, raw):
         raise CorruptionError(f"what the document log says of the collection {collection} is damaged.")
     return LogState(*_STATE.unpack_from(raw, _CHECKSUM_SIZE))
+
+
+def has_log(environment: Environment, txn: Any, collection: int) -> bool:
+    """Whether anything is known of a collection: it had a document once, and was not reclaimed."""
+    return txn.get(collection.to_bytes(COLLECTION_SIZE, "big"), db=environment.document_log) is not None
 
 
 def token_of(environment: Environment, txn: Any, collection: int, lsn: int) -> bytes | None:
