@@ -438,8 +438,9 @@ class SqlSession:
         if self._transaction.read_only:
             raise TransactionError("the transaction is read-only.", remediation="Begin it without read_only.")
         if not self._wrote and self._sql.newest_lsn() > self._transaction.snapshot.lsn:
+            what = "SQL tables" if self._sql.pages == USER_PAGES else "texts of a collection"
             raise TransactionConflictError(
-                f"transaction {self._transaction.id} would write SQL tables, which another transaction changed first.",
+                f"transaction {self._transaction.id} would write {what}, which another transaction changed first.",
             )
         self._wrote = True
 
