@@ -8,6 +8,8 @@ VENV ?= .venv
 PYTHON ?=
 # Further arguments of test, demo, demo-search, fuzz and bench: make test ARGS="-k transfer -x"
 ARGS ?=
+# Processes of make test: one for each processor, four at the most.
+PROCESSES ?= auto
 # How long make fuzz runs.
 SECONDS ?= 30
 
@@ -32,8 +34,8 @@ demo: $(VENV)/.installed-demo ## run the daemon on real records: load, transfer,
 demo-search: $(VENV)/.installed-demo-search ## search real texts by words and by meaning (fetches a model of 83 MB)
 	@$(PY) -m examples.demo_search $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the whole test suite (ARGS="-k name")
-	@$(PY) -m pytest $(ARGS)
+test: $(VENV)/.installed-dev ## run the whole test suite (ARGS="-k name", PROCESSES=1)
+	@$(PY) -m pytest -n $(PROCESSES) --maxprocesses 4 --dist loadfile $(ARGS)
 
 corpus: $(VENV)/.installed-dev ## run a published SQL test corpus (needs npm, which fetches it)
 	@$(PY) -m tests.sql_corpus --fetch

@@ -6,7 +6,8 @@
     redis-server without persistence: the peer of rows that do not wait for the disk.
 ``redis-always``
     redis-server with an append-only file synced before every reply: the peer of durable rows.
-``lmdb``, ``embedded``, ``concurrent``, ``rawlmdb``, ``sqlite``, ``apsw``, ``diskcache``, ``sochdb``, ``faiss``, ``hnswlib``
+``lmdb``, ``embedded``, ``concurrent``, ``rawlmdb``, ``sqlite``, ``apsw``, ``diskcache``, ``sochdb``, ``faiss``,
+``hnswlib``
     A folder; the clients open it in process.
 
 What follows a further ``-`` (for what is in process, the first) only tells folders apart.
@@ -30,19 +31,16 @@ from benchmarks.workload import Workload
 
 __all__ = [
     "MAX_CLIENTS",
-    "SOCHDB_BULK",
     "Servers",
     "cpu_seconds",
     "memory_mb",
     "missing",
     "place",
-    "program",
+    "sochdb_bulk",
     "toondb_arguments",
 ]
 
 MAX_CLIENTS = 2000
-SOCHDB_BULK = "sochdb-bulk"
-"""The command that builds an index."""
 _READY_TIMEOUT = 30.0
 
 
@@ -57,16 +55,20 @@ def _importable(*modules: str) -> bool:
     return True
 
 
-def program(name: str) -> str | None:
-    """The path of a command, beside this interpreter or elsewhere; None when there is none."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else shutil.which(name)
+def sochdb_bulk() -> str | None:
+    """The path of the command that builds sochdb's indexes, which its package carries; None when there is none."""
+    found = importlib.util.find_spec("sochdb")
+    if found is None or found.origin is None:
+        return None
+    # The script of that name that pip installs asks for a module that the package lacks (0.8.3).
+    programs = sorted(Path(found.origin).parent.glob("_bin/*/sochdb-bulk"))
+    return str(programs[0]) if programs else None
 
 
 def missing(server: str, driver: str = "") -> bool:
     """Whether a contestant cannot take part because something is not installed."""
     if driver == "vector-build-sochdb":
-        return program(SOCHDB_BULK) is None
+        return sochdb_bulk() is None
     match server.partition("-")[0]:
         case "toondb":
             return not _importable("toondb_server.__main__", "toondb_client")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.drivers import DriverError, Loop
-from benchmarks.servers import SOCHDB_BULK, program
+from benchmarks.servers import sochdb_bulk
 from benchmarks.vector_data import K, VectorData, recall
 from benchmarks.workload import Workload
 
@@ -172,10 +172,10 @@ class SochDbBuilder(_Builder):
 
     def _build(self, source: str) -> None:
         options = ("-m", str(M), "-e", str(EF_CONSTRUCTION), "--quiet")
-        _run([program(SOCHDB_BULK) or SOCHDB_BULK, "build-index", "-i", source, "-o", self._index, *options])
+        _run([sochdb_bulk() or "sochdb-bulk", "build-index", "-i", source, "-o", self._index, *options])
 
     def _found(self, queries: Any) -> list[list[int]]:
-        tool, path = program(SOCHDB_BULK) or SOCHDB_BULK, str(self._folder / "query.raw")
+        tool, path = sochdb_bulk() or "sochdb-bulk", str(self._folder / "query.raw")
         found: list[list[int]] = []
         for query in queries:
             query.tofile(path)

@@ -18,7 +18,7 @@ from benchmarks.embeddings import COUNT, QUERIES, are_made, load_embeddings
 from benchmarks.row import Row
 from benchmarks.workload import Workload
 
-__all__ = ["BUCKETS", "K", "RANDOM_DIMENSION", "STAND_INS", "VectorData", "labelled", "recall"]
+__all__ = ["BUCKETS", "EMBEDDING_DIMENSION", "RANDOM_DIMENSION", "STAND_INS", "K", "VectorData", "labelled", "recall"]
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -27,12 +27,13 @@ K = 10
 """Results of every search."""
 BUCKETS = 1000
 """Every document is in one of so many buckets, which filters ask for."""
-RANDOM_DIMENSION = 768
+EMBEDDING_DIMENSION, RANDOM_DIMENSION = 384, 768
 STAND_INS = "RANDOM STAND-INS FOR THE EMBEDDINGS, see python -m benchmarks.embeddings"
 
-_DIMENSION = 384
 _LATENT = 12
 _QUESTION_WORDS = 8
+_FEW_QUERIES = 20
+_INSERTED = 1000
 _NEAR = 1e-6
 
 
@@ -42,6 +43,11 @@ def labelled(row: Row) -> Row:
         return row
     targets = tuple(replace(target, text=f"{target.text} ({STAND_INS})") for target in row.targets)
     return replace(row, title=f"{row.title} ({STAND_INS})", targets=targets)
+
+
+def _made_up_texts(count: int) -> list[str]:
+    words = random.Random(1)
+    return [" ".join(f"word{int(words.paretovariate(0.5)) % 5000}" for _ in range(12)) for _ in range(count)]
 
 
 @dataclass(frozen=True)
@@ -59,21 +65,26 @@ class VectorData:
         """How many embeddings there are to be found."""
         return min(COUNT, self.workload.keys // 5)
 
+    @property
+    def asked(self) -> int:
+        """How many queries there are."""
+        return max(_FEW_QUERIES, min(QUERIES, self.workload.keys // 100))
+
     @cached_property
     def _texts_and_vectors(self) -> tuple[list[str], Floats, list[str], Floats]:
         if are_made():
             made = load_embeddings()
             count = min(self.count, len(made.texts))
             texts = [text.whole for text in made.texts[:count]]
-            asked = [text.text for text in made.query_texts]
-            return texts, np.array(made.vectors[:count]), asked, np.array(made.queries)
-        generator, words = np.random.default_rng(1), random.Random(1)
+            asked = [text.text for text in made.query_texts[: self.asked]]
+            return texts, np.array(made.vectors[:count]), asked, np.array(made.queries[: self.asked])
+        generator = np.random.default_rng(1)
         # Of few dimensions in truth, as texts are: in random vectors of 384 everything is equally far away.
-        plane = generator.standard_normal((_LATENT, _DIMENSION), dtype=np.float32)
-        vectors = generator.standard_normal((self.count + QUERIES, _LATENT), dtype=np.float32) @ plane
+        plane = generator.standard_normal((_LATENT, EMBEDDING_DIMENSION), dtype=np.float32)
+        vectors = generator.standard_normal((self.count + self.asked, _LATENT), dtype=np.float32) @ plane
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        texts = [" ".join(f"word{int(words.paretovariate(0.5)) % 5000}" for _ in range(12)) for _ in vectors]
-        return texts[QUERIES:], vectors[QUERIES:], texts[:QUERIES], vectors[:QUERIES]
+        texts = _made_up_texts(len(vectors))
+        return texts[self.asked :], vectors[self.asked :], texts[: self.asked], vectors[: self.asked]
 
     @property
     def texts(self) -> list[str]:
@@ -100,9 +111,15 @@ class VectorData:
         """Random vectors and queries, of length 1: nothing is near to anything, the hardest that there is."""
         generator = np.random.default_rng(2)
         size = max(K, self.workload.keys // 10)
-        vectors = generator.standard_normal((size + QUERIES, RANDOM_DIMENSION), dtype=np.float32)
+        vectors = generator.standard_normal((size + self.asked, RANDOM_DIMENSION), dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors[QUERIES:], vectors[:QUERIES]
+        return vectors[self.asked :], vectors[: self.asked]
+
+    @cached_property
+    def inserted(self) -> tuple[Floats, list[str]]:
+        """Vectors and texts of the size of real ones, for many processes to insert again and again."""
+        generator = np.random.default_rng(4)
+        return generator.standard_normal((_INSERTED, EMBEDDING_DIMENSION), dtype=np.float32), _made_up_texts(_INSERTED)
 
     def of(self, name: str) -> tuple[Floats, Floats]:
         """Vectors and queries: those of texts (``real``), or random ones (``random``)."""

@@ -10,8 +10,8 @@ Operations:
 ``hybrid``, ``words``
     A search by vector and words, and by words alone.
 ``insert``, ``insert-searched``, ``insert-words``
-    One document after the other, each durable, into a collection that nobody searches, into one whose index follows, and
-    into one that knows words.
+    One document after the other, each durable, into a collection that nobody searches, into one whose index follows,
+    and into one that knows words.
 ``build*NAME``
     See :mod:`benchmarks.vector_builders`.
 
@@ -37,7 +37,7 @@ from benchmarks.drivers import DriverError, Loop
 from benchmarks.servers import cpu_seconds
 from benchmarks.sql_drivers import each
 from benchmarks.vector_builders import BUILDERS, EF_CONSTRUCTION, M
-from benchmarks.vector_data import K, Floats, Labels, VectorData, recall
+from benchmarks.vector_data import EMBEDDING_DIMENSION, K, Labels, VectorData, recall
 from benchmarks.workload import Workload
 
 __all__ = ["VECTOR_DRIVERS"]
@@ -137,7 +137,7 @@ class _CollectionDriver(_Searcher):
             with suppress(CollectionExistsError):
                 self._store.namespace(_NAMESPACE).create_collection(
                     name,
-                    dimension=self._data.vectors.shape[1],
+                    dimension=EMBEDDING_DIMENSION,
                     m=M,
                     ef_construction=EF_CONSTRUCTION,
                     enable_hybrid_search=name in ("texts", "words"),
@@ -203,7 +203,7 @@ class _CollectionDriver(_Searcher):
     def _insert(self, name: str) -> Callable[[int], Any]:
         data, own = self._data, f"{os.getpid()}-"
         collection = self._collection({"insert": "plain", "insert-searched": "searched", "insert-words": "words"}[name])
-        rows: Floats = data.vectors
+        rows, texts = data.inserted
         size = len(rows)
         if name == "insert-searched":
             collection.vector_search(rows[0], K)
@@ -211,7 +211,7 @@ class _CollectionDriver(_Searcher):
         def insert(_: int) -> Any:
             number = next(self._new)
             at = number % size
-            return collection.insert(rows[at], data.metadata(at), f"{own}{number}", data.texts[at])
+            return collection.insert(rows[at], {"number": number, "source": "benchmark"}, f"{own}{number}", texts[at])
 
         insert(0)
         stored = collection.get(f"{own}{next(self._new) - 1}")

@@ -97,7 +97,7 @@ def _filter() -> Row:
         "Search with a filter, by how many documents it lets through",
         (*cells, new),
         tuple(
-            Target(f"recall@10, a filter that lets {text} through", f"{who}, {text}", 0.95, recall=True)
+            Target(f"recall@10, a filter that lets {text} through, {who}", f"{who}, {text}", 0.95, recall=True)
             for who in (EMBEDDED, IPC)
             for text in _SELECTIVITY.values()
         ),

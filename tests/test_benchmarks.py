@@ -24,6 +24,10 @@ from benchmarks.sql_drivers import SQL_DRIVERS, SqliteDriver, WrongAnswerError
 from benchmarks.sql_measure import failure
 from benchmarks.sql_tables import SqlTables
 from benchmarks.timing import Samples, ratios, turns
+from benchmarks.vector_data import STAND_INS, VectorData, labelled, recall
+from benchmarks.vector_drivers import VECTOR_DRIVERS
+from benchmarks.vector_plot import plot_curve
+from benchmarks.vectors import CURVE, VECTOR_ROWS
 from benchmarks.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,7 +126,7 @@ def test_rows_are_consistent() -> None:
         assert len(set(labels)) == len(labels), row.name
         for cell in row.cells:
             missing(cell.server, cell.driver)  # raises for a server that nobody knows
-            known = cell.driver in {**DRIVERS, **EMBEDDED, **SQL_DRIVERS}
+            known = cell.driver in {**DRIVERS, **EMBEDDED, **SQL_DRIVERS, **VECTOR_DRIVERS}
             assert known == (row.measure not in ("memory", "start"))
         for target in row.targets:
             assert target.cell in labels, row.name
@@ -277,3 +281,63 @@ def test_sql_tables_hold_what_they_say() -> None:
         assert tables.score_sum(count) == pytest.approx(sum(row[3] for row in tables.people(0, count)))
     assert len(next(tables.batches("documents"))) == tables.size("documents") == 200
     assert tables.searches(1) == tables.searches(1) != tables.searches(2)
+
+
+def test_vector_rows_run_and_are_judged(tmp_path: Path) -> None:
+    results: list[RowResult] = []
+    sockets = tmp_path / "s"
+    sockets.mkdir()
+    run_rows(
+        VECTOR_ROWS,
+        workload=SMALL,
+        effort=Effort(rounds=1, seconds=0.001, warm_up=0.0001, starts=1),
+        data=tmp_path,
+        sockets=sockets,
+        report=results.append,
+    )
+    assert [result.row.name for result in results] == [row.name for row in VECTOR_ROWS]
+    for result in results:
+        for cell in result.cells:
+            if "sochdb" in cell.label or "hnswlib" in cell.label:
+                assert cell.status in ("ok", "not installed"), (result.row.name, cell)
+                continue  # a peer that need not be there
+            assert cell.status == "ok", (result.row.name, cell)
+            assert cell.samples is not None
+            assert (cell.recall is not None) == result.row.recall
+    for verdict in judge(results):
+        peer = verdict.target.baseline or ""
+        assert verdict.measured is not None or "sochdb" in peer or "hnswlib" in peer
+        if verdict.target.recall:
+            assert verdict.passed, verdict  # so few documents are compared one by one
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return
+    assert plot_curve(results, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not plot_curve([result for result in results if result.row.name != CURVE], tmp_path / "none.png")
+
+
+def test_vector_rows_say_when_their_data_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = next(row for row in VECTOR_ROWS if row.name == "vector-search")
+    monkeypatch.setattr("benchmarks.vector_data.are_made", lambda: False)
+    assert STAND_INS in labelled(row).title
+    assert all(STAND_INS in target.text for target in labelled(row).targets)
+    made_up = VectorData(SMALL)
+    assert made_up.vectors.shape == (200, 384)
+    assert len(made_up.texts) == 200
+    assert len(made_up.questions) == len(made_up.queries) == 20
+    monkeypatch.setattr("benchmarks.vector_data.are_made", lambda: True)
+    assert labelled(row) is row
+
+
+def test_recall_counts_what_is_as_near_as_the_truth() -> None:
+    data = VectorData(SMALL)
+    vectors, queries = data.random
+    truth = (-(queries[:5] @ vectors.T)).argsort(axis=1)
+    assert recall(truth[:, :10].tolist(), vectors, queries) == 1.0
+    assert recall(truth[:, 5:15].tolist(), vectors, queries) == 0.5
+    assert recall([[row[0]] * 10 for row in truth.tolist()], vectors, queries) == 0.1  # each counts once
+    few = truth[0, :3]
+    assert recall([few.tolist()], vectors, queries, among=few) == 1.0
+    assert recall([[int(truth[0, 4])]], vectors, queries, among=few) == 0.0

@@ -6,6 +6,8 @@ import inspect
 import re
 import tomllib
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,12 @@ from toondb.sql.options import SqlOptions
 from toondb.sql.policy import READ_PRAGMAS, SET_PRAGMAS, VIRTUAL_TABLES
 from toondb_client import IpcClient, Row, Transaction
 from toondb_client.aio import AsyncIpcClient, AsyncTransaction
+from toondb_client.aio_collections import AsyncCollection, AsyncNamespace
 from toondb_client.pipeline import AsyncPipeline, Pipeline
 from toondb_protocol import errors
+from toondb_protocol.collections import Collection, Namespace
 from toondb_protocol.query_builder import AsyncQueryBuilder, QueryBuilder
+from toondb_protocol.search import CollectionConfig, SearchRequest
 from toondb_protocol.sql_result import SQLQueryResult
 from toondb_server import cli_admin
 from toondb_server.cli import cli
@@ -234,10 +239,11 @@ def signature(name: str, method: Any) -> str:
     parameters = list(inspect.signature(getattr(method, "__func__", method)).parameters.values())
     items = parameters[0 if isinstance(method, staticmethod) else 1 :]
     for at, item in enumerate(items):
-        if item.kind is item.KEYWORD_ONLY and "*" not in shown:
+        if item.kind is item.KEYWORD_ONLY and not any(one.startswith("*") for one in shown):
             shown.append("*")
-        stars = "**" if item.kind is item.VAR_KEYWORD else ""
-        shown.append(stars + item.name if item.default is item.empty else f"{item.name}={item.default!r}")
+        stars = "**" if item.kind is item.VAR_KEYWORD else "*" if item.kind is item.VAR_POSITIONAL else ""
+        default = str(item.default) if isinstance(item.default, Enum) else item.default
+        shown.append(stars + item.name if item.default is item.empty else f"{item.name}={default!r}")
         last = at + 1 == len(items) or items[at + 1].kind is not item.POSITIONAL_ONLY
         if item.kind is item.POSITIONAL_ONLY and last:
             shown.append("/")
@@ -351,6 +357,29 @@ def test_every_pragma_is_documented() -> None:
 def test_every_kind_of_virtual_table_is_documented() -> None:
     (row,) = [row for row in table(text_of("docs/sql.md")) if row[0].startswith("virtual tables")]
     assert set(code(row[0])) == VIRTUAL_TABLES
+
+
+# Collections
+
+
+@pytest.mark.parametrize("classes", [(Namespace, AsyncNamespace), (Collection, AsyncCollection)])
+def test_every_method_of_a_namespace_and_a_collection_is_documented(classes: tuple[type, ...]) -> None:
+    rows = table(section(text_of("docs/collections.md"), f"### {classes[0].__name__}"))
+    assert all(row[1] for row in rows)
+    assert {code(row[0])[0] for row in rows} == public(*classes)
+
+
+def test_every_field_of_a_search_is_documented() -> None:
+    rows = [row for row in table(section(text_of("docs/collections.md"), "## Searches")) if row[0].startswith("`")]
+    known = {field.name: repr(field.default) for field in fields(SearchRequest)}
+    assert {code(row[0])[0]: code(row[1])[0] for row in rows if "(" not in row[0]} == known
+
+
+def test_every_option_of_a_collection_is_documented() -> None:
+    rows = table(section(text_of("docs/collections.md"), "## Names"))
+    known = {field.name: field.default for field in fields(CollectionConfig) if field.default is not MISSING}
+    shown = {code(row[0])[0]: row[1].strip("`").strip('"') for row in rows}
+    assert shown == {name: str(default) for name, default in known.items()}
 
 
 # Dependencies and versions

@@ -22,8 +22,10 @@ import toondb_protocol
 import toondb_server
 from toondb import database, pipeline
 from toondb_client.aio import AsyncIpcClient, AsyncTransaction
+from toondb_client.aio_collections import AsyncCollection, AsyncHasCollections, AsyncNamespace
 from toondb_client.ipc import IpcClient, Transaction
 from toondb_client.pipeline import AsyncPipeline, Pipeline
+from toondb_protocol.collections import Collection, HasCollections, Namespace
 from toondb_protocol.query_builder import AsyncQueryBuilder, QueryBuilder
 from toondb_protocol.store import Store
 
@@ -65,6 +67,9 @@ TWINS = [
     (Transaction, AsyncTransaction),
     (Pipeline, AsyncPipeline),
     (QueryBuilder, AsyncQueryBuilder),
+    (HasCollections, AsyncHasCollections),
+    (Namespace, AsyncNamespace),
+    (Collection, AsyncCollection),
 ]
 
 

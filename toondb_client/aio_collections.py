@@ -8,6 +8,7 @@ from typing import Any
 from toondb_protocol.arguments import Items
 from toondb_protocol.collections import (
     DocumentPages,
+    IdPages,
     ScanPages,
     batch_arguments,
     check_id,
@@ -240,9 +241,11 @@ class AsyncCollection:
         return document_of((await self._operate("document_get", {"ids": [check_id(id)]}))[0])
 
     async def get_batch(self, ids: Iterable[str]) -> list[Document | None]:
-        """Documents in the order of the ids, None where there is none."""
-        found = await self._operate("document_get", {"ids": check_ids(ids)})
-        return [document_of(row) for row in found]
+        """Documents in the order of the ids, None where there is none; see :meth:`Collection.get_batch`."""
+        pages = IdPages(ids)
+        while (arguments := pages.next_arguments()) is not None:
+            pages.add(await self._operate("document_get", arguments))
+        return pages.found
 
     async def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many documents there are, or meet a filter."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from toondb_protocol.collections import OPERATIONS, READING
+from toondb_protocol.collections import MAX_VALUES, OPERATIONS, READING
 from toondb_protocol.errors import MalformedRequestError, TransactionTooLargeError, ValidationError
 from toondb_protocol.frames import pack_header
 from toondb_protocol.layout import decode_parts, encode_map
@@ -20,14 +20,11 @@ from .workers import Last, Steps, Task
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["MAX_ITEMS", "Parts", "operation_job"]
+__all__ = ["Parts", "operation_job"]
 
 _PART_BYTES = 256 * 1024
 _PART_OVERHEAD = 100
 _KEYS = frozenset({"op", "args", "more", "part"})
-
-MAX_ITEMS = 1 << 22
-"""Values in the arguments of one operation: in all arrays and maps, and the names in maps."""
 
 
 class Parts:
@@ -65,7 +62,7 @@ class Parts:
 
     def arguments(self) -> dict[str, Any]:
         """All of them, once."""
-        return decode_parts(self._parts, MAX_ITEMS)
+        return decode_parts(self._parts, MAX_VALUES)
 
 
 def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -> Job:
@@ -99,10 +96,14 @@ def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -
         result = server.collections().operate(operation, gathered.arguments(), transaction)
         count = 0
         step = min(_PART_BYTES, max(1, server.config.max_frame // 2))
+        frames = b""
         for part in _packed(result, step):
-            yield b"".join(row_frames(session, [part], 1))
+            if frames:
+                yield frames
+            frames = b"".join(row_frames(session, [part], 1))
             count += 1
-        yield Last(_end(count))
+        # With the end in the same step: a step more is a turn of the event loop more.
+        yield Last(frames + _end(count))
 
     workers = server.workers if operation in READING else server.writing_workers
     return Task(session, steps(), workers).job()

@@ -29,14 +29,14 @@ from .search import (
 )
 from .vectors import PackedVectors, pack_vector, pack_vectors, unpack_vector
 
-__all__ = ["OPERATIONS", "READING", "Collection", "HasCollections", "Namespace"]
+__all__ = ["MAX_VALUES", "OPERATIONS", "READING", "Collection", "HasCollections", "Namespace"]
 
 OPERATIONS: dict[str, str] = {
     "namespace_create": "name, display_name, labels -> nil",
     "namespace_get": "name -> map of name, display_name, labels",
     "namespace_list": "-> array of names, in order",
     "namespace_delete": "name -> bool; with everything in it",
-    "namespace_kv_get": "namespace, keys -> array of values, nil where there is none",
+    "namespace_kv_get": "namespace, keys -> array of values, nil where there is none; of the first keys when large",
     "namespace_kv_put": "namespace, keys, values -> nil",
     "namespace_kv_delete": "namespace, keys -> nil",
     "namespace_kv_scan": "namespace, start, end, limit, reverse -> flat array of keys and values",
@@ -46,7 +46,8 @@ OPERATIONS: dict[str, str] = {
     "collection_delete": "namespace, name -> bool",
     "document_put": "namespace, collection, ids, vectors (bin), dimension, metadatas, contents -> nil; all or none",
     "document_put_multi": "namespace, collection, id, names, vectors (bin), dimension, metadata, content -> nil",
-    "document_get": "namespace, collection, ids -> array of documents, nil where there is none",
+    "document_get": "namespace, collection, ids -> array of documents, nil where there is none; of the first ids when "
+    "large",
     "document_delete": "namespace, collection, ids -> how many there were",
     "document_count": "namespace, collection, filter -> how many",
     "document_iterate": "namespace, collection, after (id or nil), limit, filter -> array of documents, by id",
@@ -61,6 +62,9 @@ READING = frozenset(
     name for name in OPERATIONS if name.endswith(("_get", "_list", "_scan", "_count", "_iterate")) or "search" in name
 )
 """The operations that change nothing."""
+
+MAX_VALUES = 1 << 22
+"""Values in the arguments of one operation that is sent: in all arrays and maps, and the names in maps."""
 
 _PAGE = 256
 _SCAN_PAGE = 1024
@@ -434,9 +438,14 @@ class Collection:
         return document_of(self._operate("document_get", {"ids": [check_id(id)]})[0])
 
     def get_batch(self, ids: Iterable[str]) -> list[Document | None]:
-        """Documents in the order of the ids, None where there is none."""
-        found = self._operate("document_get", {"ids": check_ids(ids)})
-        return [document_of(row) for row in found]
+        """Documents in the order of the ids, None where there is none.
+
+        It is read in pages, each as of when it is read.
+        """
+        pages = IdPages(ids)
+        while (arguments := pages.next_arguments()) is not None:
+            pages.add(self._operate("document_get", arguments))
+        return pages.found
 
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """How many documents there are, or meet a filter."""
@@ -814,6 +823,31 @@ def multi_search_arguments(
         "filter": given_filter(filter),
         "ef_search": ef_search,
     }
+
+
+class IdPages:
+    """The pages of documents that are asked for by their ids.
+
+    Attributes:
+        found: Those of the pages so far.
+    """
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self._ids = check_ids(ids)
+        self.found: list[Document | None] = []
+        self._asked = False
+
+    def next_arguments(self) -> dict[str, Any] | None:
+        """The arguments for the next page, None when there is none."""
+        at = len(self.found)
+        if self._asked and at >= len(self._ids):
+            return None
+        self._asked = True  # also when no id is given: whether there is such a collection is told
+        return {"ids": self._ids[at : at + _PAGE]}
+
+    def add(self, rows: list[Any]) -> None:
+        """Take a page, which may be shorter than asked, for its size."""
+        self.found += [document_of(row) for row in rows]
 
 
 class DocumentPages:

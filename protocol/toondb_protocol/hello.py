@@ -15,7 +15,17 @@ __all__ = ["FEATURES", "ServerHello", "client_hello", "parse_server_hello"]
 
 _T = TypeVar("_T")
 
-FEATURES = ("extended", "cursors", "serializable", "direct-reads", "options", "changes", "filters", "sql")
+FEATURES = (
+    "extended",
+    "cursors",
+    "serializable",
+    "direct-reads",
+    "options",
+    "changes",
+    "filters",
+    "sql",
+    "collections",
+)
 
 
 @dataclass(frozen=True, slots=True)

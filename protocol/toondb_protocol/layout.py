@@ -161,15 +161,16 @@ def decode_parts(parts: list[bytes], most_items: int) -> dict[str, Any]:
         object_hook=counted,
     )
     parts.reverse()
-    size, value = 0, None
+    size = 0
+    values: list[Any] = []
     try:
         while parts:
             part = parts.pop()
             size += len(part)
             unpacker.feed(part)
-            if value is None:
+            if not values:
                 with contextlib.suppress(msgpack.OutOfData):
-                    value = unpacker.unpack()
+                    values.append(unpacker.unpack())
     except _TooManyItems:
         raise MalformedRequestError(
             f"the msgpack map holds more than {most_items} values",
@@ -183,6 +184,7 @@ def decode_parts(parts: list[bytes], most_items: int) -> dict[str, Any]:
         raise MalformedRequestError(f"the body is not valid msgpack: {reason}") from None
     if not size:
         return {}
+    value = values[0] if values else None
     if not isinstance(value, dict) or unpacker.tell() != size:
         raise MalformedRequestError("the body must be exactly one msgpack map with text keys")
     _check_plain(value)

@@ -13,7 +13,10 @@ code that clients and server run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
+import json
+import struct
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 import msgpack
 
 from . import spec_text
+from .collections import MAX_VALUES, OPERATIONS, READING
 from .errors import ErrorCode, FrameTooLargeError, KeyTooLargeError, TooManyClientsError, ToonDBError, error_class
 from .frames import DEFAULT_MAX_FRAME, HEADER_SIZE, MAX_MAX_FRAME, REPLY_SLACK, encode_frame
 from .hello import FEATURES, ServerHello
@@ -50,6 +54,8 @@ from .record import (
     encode_record,
 )
 from .record import HEADER_SIZE as RECORD_HEADER_SIZE
+from .search import SearchRequest
+from .vectors import MAX_DIMENSION
 
 __all__ = ["main", "render"]
 
@@ -213,6 +219,8 @@ def _numbers() -> dict[str, object]:
         "extended": f"0x{EXTENDED:02x}",
         "features": ", ".join(f"`{feature}`" for feature in FEATURES),
         "timeout": _SERVER_HELLO.timeout_ms,
+        "max_values": MAX_VALUES,
+        "max_dimension": MAX_DIMENSION,
         "kv": KV_DATABASE.decode(),
         "meta": META_DATABASE.decode(),
         "format": FORMAT_VERSION,
@@ -376,6 +384,44 @@ def _sql_exchange() -> list[str]:
     )
 
 
+def _operations() -> list[str]:
+    rows = []
+    for name, doc in OPERATIONS.items():
+        arguments, _, answer = doc.partition("-> ")
+        rows.append([f"`{name}`", arguments.strip() or "none", answer, "reads" if name in READING else "writes"])
+    note = ["`ef_search`, `min_score` and the other fields of a SearchRequest, with their defaults:", ""]
+    fields = [
+        [f"`{field.name}`", "nil" if field.default is None else f"`{json.dumps(field.default)}`"]
+        for field in dataclasses.fields(SearchRequest)
+    ]
+    lines = _table(("operation", "arguments", "answer", ""), rows)
+    lines += [
+        "A document is `[id, metadata, content, vector (bin), names, vectors (bin)]`, a result of a search is",
+        "",
+    ]
+    lines += ["    [id, score, metadata, content, vector (bin), distance]", ""]
+    lines += ["with nil for what is not there or was not asked for.", "", *note]
+    return lines + _table(("field of `search`", "default"), fields)
+
+
+def _operation_exchange() -> list[str]:
+    vector = struct.pack("<2f", 1.0, 0.5)
+    arguments = {"namespace": "ns", "collection": "docs", "vector": vector, "k": 1}
+    found = [["a", 0.75, {"lang": "en"}, None, None, 0.25]]
+    shown = '[["a", 0.75, {"lang": "en"}, nil, nil, 0.25]] in a bin'
+    return _exchange(
+        (
+            (
+                "Client: the document nearest to `[1.0, 0.5]`. `args` holds "
+                '`{"namespace": "ns", "collection": "docs", "vector": 00 00 80 3f 00 00 00 3f, "k": 1}`.',
+                _request(Opcode.QUERY, {"body": {"op": "search", "args": encode_map(arguments)}}, 0),
+            ),
+            ("Server: the result, in one part,", _reply(Reply.ROW, _rows(msgpack.packb(found)), shown)),
+            ("and the end.", _reply(Reply.END_STREAM, encode_map({"rows": 1}), '{"rows": 1}')),
+        )
+    )
+
+
 def _transaction_exchange() -> list[str]:
     lsn = (1001).to_bytes(8, "little")
     return _exchange(
@@ -457,6 +503,8 @@ def render() -> str:
         "changes-exchange": _changes_exchange,
         "refusals": _refusals,
         "sql-exchange": _sql_exchange,
+        "operations": _operations,
+        "operation-exchange": _operation_exchange,
         "record-example": _record_example,
     }
     lines: list[str] = []

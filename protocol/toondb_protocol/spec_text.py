@@ -206,7 +206,7 @@ An extended PING carries a hello, and its PONG the server's. Everything in it is
 works without. A client that needs an extended form sends a hello first, and falls back to classic forms when the
 server answers ERROR or an empty PONG. Both sides ignore keys that they do not know. Features of this version:
 {features}. Of these `options` is PUT with options, and `expiry` of SCAN; `changes` is `since_lsn` of SCAN; `filters` is
-`where` of QUERY.
+`where` of QUERY; `sql` is section 15, `collections` section 16.
 
 {{hello}}
 
@@ -263,6 +263,16 @@ When the server stops, it finishes the requests it received, aborts open transac
 | text of SQL | 4 MiB | `SQL` |
 | values, and runs, in one QUERY with `runs` | 262144 each; any number in several with `more` | `MALFORMED_REQUEST` |
 | bytes of all QUERYs of one statement with `more` | the server's `--max-transaction-bytes` | `TRANSACTION_TOO_LARGE` |
+| bytes of all QUERYs of one operation with `more` | the server's `--max-transaction-bytes` | `TRANSACTION_TOO_LARGE` |
+| values, and names in maps, in the arguments of one operation | {max_values} | `MALFORMED_REQUEST` |
+| name of a namespace or collection | 1 to 64 of `A-Z`, `a-z`, `0-9`, `_`, `-`, `.` | `VALIDATION` |
+| id of a document | 1 to 400 bytes | `VALIDATION` |
+| key of a namespace | 1 to 500 bytes | `INVALID_KEY` when empty, `KEY_TOO_LARGE` |
+| numbers in a vector | {max_dimension} | `VALIDATION` |
+| vectors of one document | 1024 | `VALIDATION` |
+| nesting of metadata, and of a filter | 32 levels | `VALIDATION` |
+| `k` of a search | 100000 | `VALIDATION` |
+| different words in a `text_query` | 4096 | `VALIDATION` |
 | transaction ids, cursors, LSNs | `u64` | |
 
 A path segment is not empty and contains no `/`; `INVALID_PATH` says so. The path `users`, `alice`, `email` is the key
@@ -381,4 +391,55 @@ when one fails, none. Rows are dropped; `affected` is the sum.
 | others wrote for too long | `LOCK_TIMEOUT` |
 | what it writes is more than a transaction takes | `TRANSACTION_TOO_LARGE` |
 | a cursor that was idle or open for too long | `SNAPSHOT_EXPIRED` |
-"""
+
+## 16. Namespaces and collections
+
+An extended QUERY with `op` carries out one operation. `args` holds its arguments: a msgpack map, as bin inside the
+map of the body. A namespace has keys of its own and collections, a collection documents; they are in the same
+database as keys and tables, and commit with them.
+
+{{operations}}
+
+An argument that is not given is the same as nil: its default. An unknown one is `VALIDATION`.
+
+- **Vectors** (`vector`, `vectors`) are bin: float32, little-endian, one vector after the other, `dimension` numbers
+  in each. A query vector has as many numbers as its bytes tell. NaN, infinities, and under `cosine` vectors without a
+  direction are `VALIDATION`; bytes that do not make so many numbers, and another dimension than that of the
+  collection, `DIMENSION_MISMATCH`.
+- `ids`, `metadatas` and `contents` of `document_put` are arrays of the same length, and `vectors` has one for each,
+  or is nil for documents without. An id that is there already is replaced. All are stored or none.
+- **Metadata** is a map of nil, bool, int, float (finite), text, arrays and maps. A **filter** is a map as in `where`.
+- `metric` is `cosine`, `euclidean` or `dot_product`; `aggregation` is `max_pooling`, `mean_pooling` or
+  `weighted_sum`, which alone takes `weights`, a map of numbers by name.
+- `distance` is 1 - cosine, the Euclidean distance (L2), or the negative dot product: lower is nearer. `score` is
+  higher for what fits better: 1 - distance, 1 / (1 + distance), or the dot product; for words BM25; for both together
+  `alpha / (k_rrf + r) + (1 - alpha) / (k_rrf + s)` with the ranks `r` and `s` (from 1) by vector and by words, or,
+  when `rrf_fusion` is false, both scores scaled to 0 to 1 and weighed by `alpha` and `1 - alpha`.
+- Operations that answer a page (`document_iterate`, `namespace_kv_scan`) or items that were asked for by name
+  (`document_get`, `namespace_kv_get`) may answer fewer, when they are large, but never none: go on behind the last
+  one. A page without items is the end.
+
+### Replies
+
+Any number of ROW, each an array of one bin, then END_STREAM with their count. The bins, joined, are the result as
+msgpack.
+
+{{operation-exchange}}
+
+### Transactions
+
+- With `txn` 0 an operation that reads sees everything committed so far; one that writes commits by itself, and is run
+  again by the server when it conflicts with others.
+- With a `txn` it reads the snapshot of that transaction with its own writes on top, searches too, and writes into it.
+  One that fails leaves the transaction as it was before.
+- Two transactions conflict when they write the same document, key or name, and when one writes into what the other
+  deletes. Documents in a collection with `hybrid` share one index of words: two transactions that write any of them
+  conflict, the second one perhaps early, with `TRANSACTION_CONFLICT` as the answer to the write.
+
+### Arguments that do not fit into one frame
+
+`args` is cut anywhere, into parts that go into QUERYs of their own with the same `txn` and `op`, and `part`: 0, 1, 2
+and so on. All but the last have `more` true, and are answered by an END_STREAM of zeros. Nothing is done before the
+last one. When a part is refused or does not follow, those before it are forgotten and those after it refused
+(`MALFORMED_REQUEST`), so parts may be pipelined. Other requests may come between them, but no other QUERY with `op`.
+They are forgotten when the next one does not come within `--timeout-ms`. """

@@ -297,6 +297,10 @@ STORE: Mistakes = {
     "include_content none": (ValidationError, _request(include_content=None)),
     "text_query 5": (ValidationError, _request(text_query=5)),
     "text_query, no Unicode": (ValidationError, _request(text_query=HALF)),
+    "text_query of very many words": (
+        ValidationError,
+        _docs(lambda d: d.keyword_search(" ".join(map(str, range(5000))))),
+    ),
     "words without an index": (CollectionConfigError, lambda s: s.collection("ns", "bare").keyword_search("x")),
     "both without an index": (CollectionConfigError, lambda s: s.collection("ns", "bare").hybrid_search(V, "x")),
     # Filters

@@ -99,3 +99,14 @@ def test_a_reader_never_sees_less_than_a_snapshot_did(tmp_path: Path) -> None:
             assert snapshot.get(b"a") == b"new"
         assert (reader.get(b"a") or b"").endswith(b"new")
         reader.release()
+
+
+def test_several_records_are_those_of_each_key(engine: Engine) -> None:
+    keys = [b"\xff", b"no", b"04", b"02", b"\xff"]
+    with closing(engine.snapshot()) as snapshot:
+        found = snapshot.records_of(Space.KV, keys)
+        assert found == [snapshot.record(Space.KV, key) for key in keys]
+        assert [raw is None for raw in found] == [False, True, False, False, False]
+        assert snapshot.records_of(Space.KV, []) == []
+    with pytest.raises(DatabaseClosedError):
+        snapshot.records_of(Space.KV, keys)

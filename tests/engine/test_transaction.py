@@ -89,6 +89,18 @@ class TestLife:
         engine.put(b"a", b"3")
         assert engine.commit(txn) == 1  # the LSN of what it read; it cannot conflict
 
+    def test_what_is_written_after_the_end_is_nowhere(self, engine: Engine) -> None:
+        # Another thread may end it between the check that it is active and the write.
+        txn = engine.begin()
+        txn.abort()
+        for writes in txn.writes:
+            writes.put(b"a", b"1", 100)
+            writes.put_new({b"a": b"1"}, 2)
+        assert not txn.dirty
+        other = engine.begin(read_only=True)
+        assert (other.dirty, other.written_count, other.get(b"a")) == (False, 0, None)
+        engine.abort(other)
+
     def test_expired(self, engine: Engine) -> None:
         txn = engine.begin()
         txn.put(b"a", b"1")

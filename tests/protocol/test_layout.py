@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from array import array
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -12,7 +14,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from toondb_protocol.errors import MalformedRequestError
-from toondb_protocol.layout import MAX_MAP_DEPTH, Field, Kind, decode_fields, decode_map, encode_fields, encode_map
+from toondb_protocol.layout import (
+    MAX_MAP_DEPTH,
+    Field,
+    Kind,
+    decode_fields,
+    decode_map,
+    decode_parts,
+    encode_fields,
+    encode_map,
+)
 from toondb_protocol.messages import (
     MESSAGES,
     QUERY_KEYS,
@@ -293,3 +304,49 @@ def test_check_body_raises_only_what_is_documented(body: dict[str, Any]) -> None
 def test_the_packer_is_the_plain_one() -> None:
     # Text as str, bytes as bin: a peer tells them apart.
     assert encode_map({"t": "a", "b": b"a"}) == b"\x82\xa1t\xa1a\xa1b\xc4\x01a" == msgpack.packb({"t": "a", "b": b"a"})
+
+
+# Maps in parts
+
+
+@given(MAPS, st.lists(st.integers(0, 400), max_size=6))
+def test_a_map_in_parts_is_the_same_map(value: dict[str, Any], at: list[int]) -> None:
+    packed = encode_map(value)
+    bounds = [0, *sorted(at), len(packed)]
+    parts = [packed[low:high] for low, high in pairwise(bounds)]
+    try:
+        expected = decode_map(packed)
+    except MalformedRequestError as error:
+        with pytest.raises(MalformedRequestError, match=re.escape(error.message)):
+            decode_parts(parts, 1000)
+    else:
+        assert decode_parts(parts, 1000) == expected
+        assert parts == []
+
+
+@given(st.lists(st.binary(max_size=20), max_size=6))
+@example([b"\x80", b"\x80"])
+@example([b"\xc0", b"\x80"])
+@example([b"\x81\xa1a\xd4\x01", b"\x02"])
+@example([b"\x81\xa1a", b"\x91" * 70, b"\x01"])
+@example([b"\x81\xa1a", b"\x91" * 5000, b"\x01"])
+@example([b"\x81\xa1a\xdd\xff\xff\xff\xff"])
+@example([b"\x81\x01\x02"])
+def test_parts_of_anything_are_decoded_or_refused_as_the_whole_is(parts: list[bytes]) -> None:
+    try:
+        expected = decode_map(b"".join(parts))
+    except MalformedRequestError:
+        with pytest.raises(MalformedRequestError):
+            decode_parts(parts, 1000)
+    else:
+        assert decode_parts(parts, 1000) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "values"),
+    [({}, 1), ({"a": 1}, 3), ({"a": [1, 2]}, 6), ({"a": [[], []]}, 8), ({"a": {"b": 1, "c": [2]}}, 10)],
+)
+def test_values_are_counted(value: dict[str, Any], values: int) -> None:
+    assert decode_parts([encode_map(value)], values) == value
+    with pytest.raises(MalformedRequestError, match=r"more than|exceeds"):
+        decode_parts([encode_map(value)], values - 1)

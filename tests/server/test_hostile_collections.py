@@ -47,9 +47,8 @@ from toondb import IpcClient
 from toondb_protocol.collections import OPERATIONS, READING
 from toondb_protocol.errors import ErrorCode
 
-WHERE = {"namespace": "ns", "collection": "docs"}
+WHERE: dict[str, Any] = {"namespace": "ns", "collection": "docs"}
 ONE = struct.pack("<2f", 1.0, 0.0)
-TIMEOUT_MS = 1500
 
 
 @pytest.fixture(scope="module", params=LOOPS)
@@ -63,7 +62,8 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
 @pytest.fixture
 def docs(raw: Raw) -> Raw:
     """A connection, and a collection ``ns/docs`` of two dimensions with the document ``there``."""
-    assert raw.call(op("namespace_delete", name="ns")).code == END_STREAM
+    for name in result(raw.call(op("namespace_list"))):
+        assert result(raw.call(op("namespace_delete", name=name))) is True
     assert result(raw.call(op("namespace_create", name="ns"))) is None
     made = op("collection_create", namespace="ns", name="docs", dimension=2, hybrid=True)
     assert result(raw.call(made)) is None
@@ -225,8 +225,8 @@ UNKNOWN = body(op="no_such")
         [A, B, B, C],
         [A, cut(packed("x", "y"), 10, 20, op="document_delete")[1], C],
         [A, cut(packed("x", "y"), 10, 20, txn=77)[1], C],
-        [A, B, body(op="document_put", args="text", part=2), C],
-        [A, B, body(op="document_put", args=b"", part=2, window=1), C],
+        [A, body(op="document_put", args="text", part=1), C],
+        [A, body(op="document_put", args=b"", part=1, window=1), C],
         [A, UNKNOWN, B, C],
         [A, op("namespace_list"), B, C],
         [A, body(op="document_put", args=bytes(8 * MIB), part=1, more=True)]
@@ -437,20 +437,21 @@ def test_vectors_that_are_none(docs: Raw, vectors: Any, dimension: Any, code: st
     asked = {"names": ["x"], "vectors": vectors, "dimension": dimension, "k": 1, "aggregation": "max_pooling"}
     assert docs.call(op("search_multi", **WHERE, **asked)).error == code
     assert count(docs) == 1
-    if dimension == 2 and vectors != ONE * 2:
+    if type(dimension) is int and dimension == 2 and vectors != ONE * 2:
         assert docs.call(op("search", **WHERE, vector=vectors)).error in (code, "VALIDATION")
 
 
 def test_huge_numbers_in_a_search(docs: Raw) -> None:
-    for arguments in ({"k": 1 << 63}, {"k": 100_001}, {"ef_search": 1 << 40}, {"k_rrf": (1 << 64) - 1}, {"k": 1e300}):
+    for arguments in ({"k": 1 << 63}, {"k": 100_001}, {"ef_search": 1 << 40}, {"k_rrf": (1 << 64) - 1}):
         assert docs.call(op("search", **WHERE, vector=ONE, **arguments)).error == "VALIDATION"
     largest = {"k": 100_000, "ef_search": 1_000_000, "k_rrf": 1_000_000}
     assert len(result(docs.call(op("search", **WHERE, vector=ONE, text_query="word", **largest)))) == 1
-    for arguments in ({"alpha": math.nan}, {"min_score": math.inf}, {"alpha": 1e308}):
-        assert docs.call(op("search", **WHERE, vector=ONE, **arguments)).error == "VALIDATION"
-    words = " ".join(f"w{at}" for at in range(50_000))
-    reply = docs.call(op("search", **WHERE, text_query=words + " word"))
-    assert reply.code == END_STREAM or reply.error in ("VALIDATION", "SQL"), reply.payload
+    for name, value in (("alpha", math.nan), ("min_score", math.inf), ("alpha", 1e308), ("k", 1e300)):
+        assert docs.call(op("search", **{**WHERE, "vector": ONE, name: value})).error == "VALIDATION"
+    words = [f"w{at}" for at in range(4096)]
+    assert docs.call(op("search", **WHERE, text_query=" ".join(["word", *words]))).error == "VALIDATION"
+    assert len(result(docs.call(op("search", **WHERE, text_query=" ".join(["word", *words[1:], *words[1:]]))))) == 1
+    assert result(docs.call(op("search", **WHERE, text_query="x" * MIB))) == []
 
 
 def test_filters_of_any_kind(docs: Raw) -> None:
@@ -458,7 +459,18 @@ def test_filters_of_any_kind(docs: Raw) -> None:
     for _ in range(50):
         deep = {"$not": deep}
     wide = {"$or": [{"a": at} for at in range(5000)]}
-    for filter in (deep, wide, {"a": {"$in": "text"}}, {"$and": {}}, {"$where": "x"}, {"": {"$gt": None}}, [], "a", 5):
+    filters: list[Any] = [
+        deep,
+        wide,
+        {"a": {"$in": "text"}},
+        {"$and": {}},
+        {"$where": "x"},
+        {"": {"$gt": None}},
+        [],
+        "a",
+        5,
+    ]
+    for filter in filters:
         for request in (
             op("search", **WHERE, vector=ONE, filter=filter),
             op("document_count", **WHERE, filter=filter),
@@ -488,7 +500,8 @@ def test_random_operations(docs: Raw) -> None:
             requests.append(bytes(request))
         docs.send(*requests)
         for reply in docs.answers(len(requests)):
-            assert reply.code == END_STREAM or reply.error in REFUSALS, reply
+            # Texts are written by one transaction at a time.
+            assert reply.code == END_STREAM or reply.error in {*REFUSALS, "TRANSACTION_CONFLICT"}, reply
     for txn in txns[1:]:
         reply = docs.call(frame(draw.choice([COMMIT, ABORT]), txn=txn))
         assert reply.code in (OK, TXN_ID) or reply.error == "TRANSACTION_CONFLICT"
@@ -503,9 +516,12 @@ def test_results_larger_than_a_frame(docs: Raw) -> None:
         assert result(docs.call(document(id, contents=[large]))) is None
     found = result(docs.call(op("search", **WHERE, vector=ONE, k=10)))
     assert sorted(len(row[3]) for row in found) == [4, *[5 * MIB] * 4]
-    assert [len(row[2]) for row in result(docs.call(op("document_get", **WHERE, ids=["a", "b", "c", "d"])))]
-    page = result(docs.call(op("document_iterate", **WHERE)))
-    assert [row[0] for row in page] == ["a"]  # a page is not larger than it must be
+    # A page is not larger than it must be, whatever is asked for.
+    assert [row[0] for row in result(docs.call(op("document_iterate", **WHERE)))] == ["a"]
+    assert [row[0] for row in result(docs.call(op("document_get", **WHERE, ids=["a"] * 100_000)))] == ["a"]
+    assert result(docs.call(op("namespace_kv_put", namespace="ns", keys=[b"k"], values=[bytes(5 * MIB)]))) is None
+    (value,) = result(docs.call(op("namespace_kv_get", namespace="ns", keys=[b"k"] * 100_000)))
+    assert value == bytes(5 * MIB)
 
 
 def test_a_slow_reader_holds_nobody_up(daemon: Daemon, docs: Raw) -> None:
@@ -522,7 +538,7 @@ def test_a_slow_reader_holds_nobody_up(daemon: Daemon, docs: Raw) -> None:
             assert result(docs.call(document(f"e{at}"))) is None
             assert len(result(docs.call(op("search", **WHERE, vector=ONE, k=3, include_content=False)))) == 3
         assert len(result(slow[0].answer())) == 5
-    assert peak_memory(daemon.pid) - before < 200 * MIB
+    assert peak_memory(daemon.pid) - before < 400 * MIB
 
 
 # Clients that vanish
@@ -536,7 +552,7 @@ VANISHING: dict[str, list[bytes]] = {
     "half a part": [A, B[:40]],
     "an iteration": [op("document_iterate", **WHERE, filter={"n": {"$gte": 0}})] * 30,
 }
-INSIDE = {
+INSIDE: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "a search": [("search", {"vector": ONE, "text_query": "word", "k": 1000})] * 10,
     "writes": [
         ("document_put", {"ids": [f"t{at}"], "vectors": ONE, "dimension": 2, "metadatas": [{}], "contents": ["word"]})
@@ -721,7 +737,7 @@ def test_a_transaction_that_is_idle_or_old(impatient: Daemon) -> None:
     with Raw(impatient.socket) as raw:
         txn = raw.begin()
         assert result(raw.call(document("never", txn=txn))) is None
-        replies = []
+        replies: list[Answer] = []
         while not replies or replies[-1].error == "":
             replies.append(raw.call(op("search", txn=txn, **WHERE, vector=ONE)))
         # It was used all the time, so it ended for its age.

@@ -12,7 +12,7 @@ its id. Its value, integers and numbers little-endian::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from struct import Struct
 from struct import error as _struct_error
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ import msgpack
 
 from toondb.engine.document_log import read_state
 from toondb.engine.environment import Space
+from toondb.engine.options import Isolation
 from toondb.engine.transaction import Transaction
 from toondb.engine.write_set import ABSENT
 from toondb_protocol.errors import CorruptionError, ValidationError
@@ -32,12 +33,14 @@ from .catalog import CollectionEntry
 __all__ = [
     "OWN",
     "Contents",
+    "answer_of",
     "count",
     "decode",
     "encode",
     "metadata_of",
     "own_ids",
     "read",
+    "read_all",
     "read_many",
     "scan",
     "vectors_of",
@@ -49,6 +52,7 @@ OWN = -1
 NONE, ONE, NAMED = range(3)
 _HEAD = Struct("<BHI")
 _FLOAT_SIZE = 4
+_SERIALIZABLE = Isolation.SERIALIZABLE
 _SCAN_ROWS = 512
 _SCAN_BYTES = 1 << 20
 
@@ -156,6 +160,20 @@ def metadata_of(value: bytes) -> dict[str, Any]:
     return metadata
 
 
+def answer_of(value: bytes) -> tuple[dict[str, Any], str | None]:
+    """The metadata and the text in a value.
+
+    Raises:
+        CorruptionError: It is no document.
+    """
+    try:
+        _, count, dimension = _HEAD.unpack_from(value)
+        rest = msgpack.unpackb(memoryview(value)[_HEAD.size + _FLOAT_SIZE * count * dimension :])
+        return rest[0], rest[1]
+    except (ValueError, IndexError, TypeError, ArithmeticError, _struct_error, msgpack.UnpackException):
+        raise _damaged(value) from None
+
+
 def _damaged(value: bytes) -> CorruptionError:
     return CorruptionError(f"a document of {len(value)} bytes cannot be read.")
 
@@ -176,6 +194,17 @@ def read(transaction: Transaction, collection: CollectionEntry, id: str) -> tupl
     raw = transaction.snapshot.record(Space.DOCUMENTS, key)
     transaction.note_read(key, Space.DOCUMENTS)
     return None if raw is None else (decode_lsn(raw), raw[HEADER_SIZE:])
+
+
+def read_all(
+    transaction: Transaction, collection: CollectionEntry, ids: Sequence[str]
+) -> list[tuple[int, bytes] | None]:
+    """What :func:`read` answers for each of several ids: faster than one by one."""
+    if transaction.isolation is _SERIALIZABLE or len(transaction.writes[Space.DOCUMENTS]):
+        return [read(transaction, collection, id) for id in ids]
+    prefix = collection.prefix
+    records = transaction.snapshot.records_of(Space.DOCUMENTS, [prefix + id.encode() for id in ids])
+    return [None if raw is None else (decode_lsn(raw), raw[HEADER_SIZE:]) for raw in records]
 
 
 def read_many(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from toondb.vector.metrics import Floats, Metric, stored
+from toondb.vector.metrics import Floats, Metric, stored, stored_vector
 from toondb_protocol.errors import ValidationError
 
 from .documents import metadata_of, vectors_of
@@ -36,7 +36,7 @@ class Query:
 
     def __init__(self, row: Floats, metric: Metric) -> None:
         self.metric = metric
-        self.prepared = stored(row, metric, "the query vector")
+        self.prepared = stored_vector(row[0], row.shape[1], metric, "the query vector")
 
     def distances(self, rows: Floats) -> Floats:
         """The distances of vectors as they are stored in documents."""

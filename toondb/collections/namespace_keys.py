@@ -57,9 +57,16 @@ def given_pairs(keys: list[Any], values: list[Any]) -> dict[bytes, bytes]:
 
 
 def get(transaction: Transaction, namespace: NamespaceEntry, keys: list[bytes]) -> list[bytes | None]:
-    """The values of keys, None where there is none."""
-    prefix = namespace.prefix
-    return [transaction.get(prefix + key, _SPACE) for key in keys]
+    """The values of keys, None where there is none; those of the first keys only when they are large."""
+    found: list[bytes | None] = []
+    size = 0
+    for key in keys:
+        value = transaction.get(namespace.prefix + key, _SPACE)
+        found.append(value)
+        size += len(value or b"")
+        if size >= _PAGE_BYTES:
+            break
+    return found
 
 
 def put(transaction: Transaction, namespace: NamespaceEntry, pairs: dict[bytes, bytes]) -> None:

@@ -226,8 +226,15 @@ class Operations:
 
         def get(transaction: Transaction) -> list[Any]:
             collection = where(transaction)
-            found = [documents.read(transaction, collection, id) for id in ids]
-            return [None if one is None else _document(id, one[1]) for id, one in zip(ids, found, strict=True)]
+            found: list[Any] = []
+            size = 0
+            for id in ids:
+                stored = documents.read(transaction, collection, id)
+                found.append(None if stored is None else _document(id, stored[1]))
+                size += 0 if stored is None else len(stored[1])
+                if size >= _PAGE_BYTES:
+                    break
+            return found
 
         return get
 

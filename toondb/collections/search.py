@@ -14,7 +14,7 @@ from toondb.vector.metrics import Metric
 from toondb_protocol.errors import CollectionConfigError, DimensionMismatchError
 
 from .catalog import CollectionEntry
-from .documents import decode, metadata_of, read, vectors_of
+from .documents import answer_of, decode, metadata_of, read, vectors_of
 from .exact import Query, score_of
 from .given import Filter, Vectors
 from .text import TextIndex
@@ -147,13 +147,13 @@ def _distance(value: bytes, query: Query) -> float | None:
 
 
 def _result(found: _Found, asked: Asked) -> list[Any]:
-    contents = decode(found.value)
+    metadata, content = answer_of(found.value)
     return [
         found.id,
         found.score,
-        contents.metadata,
-        contents.content if asked.include_content else None,
-        contents.vector if asked.include_vectors else None,
+        metadata,
+        content if asked.include_content else None,
+        decode(found.value).vector if asked.include_vectors else None,
         found.distance,
     ]
 

@@ -20,10 +20,11 @@ from toondb.engine.transaction import Transaction
 from toondb.sql.engine import SqlEngine, SqlSession
 from toondb.sql.options import SqlOptions
 from toondb.sql.page_keys import PageSpace
+from toondb_protocol.errors import ValidationError
 
 from .catalog import CollectionEntry
 
-__all__ = ["TextIndex", "match_any", "words_of"]
+__all__ = ["MOST_WORDS", "TextIndex", "match_any", "words_of"]
 
 _SCHEMA = """
 CREATE TABLE documents (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
@@ -54,9 +55,20 @@ _MOST_LOOKED_UP = 64
 _MANY_ROWS = 1000
 
 
+MOST_WORDS = 4096
+"""Different words in one search; the time that FTS5 takes grows with their square."""
+
+
 def words_of(text: str) -> list[str]:
-    """The words of a text, each once."""
-    return list(dict.fromkeys(_WORD.findall(text.lower())))
+    """The words of a text, each once.
+
+    Raises:
+        ValidationError: They are more than ``MOST_WORDS``.
+    """
+    words = list(dict.fromkeys(_WORD.findall(text.lower())))
+    if len(words) > MOST_WORDS:
+        raise ValidationError(f"the text_query has {len(words)} different words, {MOST_WORDS} are allowed.")
+    return words
 
 
 def match_any(words: list[str]) -> str:

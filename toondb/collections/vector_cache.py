@@ -306,11 +306,9 @@ class VectorCache:
     def nearest(self, query: Floats, k: int, ef: int | None, allowed: Labels | None) -> list[tuple[float, str, int]]:
         """The nearest vectors: distance, id of the document, LSN of the record that it came from."""
         distances, labels = self.hnsw.search(query, k, ef, allowed)
-        found: list[tuple[float, str, int]] = []
-        for distance, label in zip(distances[0].tolist(), labels[0].tolist(), strict=True):
-            id = self._ids[label]
-            found.append((distance, id, self._documents[id].lsn))
-        return found
+        ids, documents = self._ids, self._documents
+        near = zip(distances[0].tolist(), labels[0].tolist(), strict=True)
+        return [(distance, id, documents[id][0]) for distance, label in near for id in (ids[label],)]
 
 
 def _state(snapshot: Snapshot, view: Any, number: int) -> LogState:

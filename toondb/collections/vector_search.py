@@ -15,7 +15,7 @@ from toondb.engine.transaction import Transaction
 from toondb_protocol.keys import prefix_end
 
 from .catalog import CollectionEntry
-from .documents import metadata_of, own_ids, read, read_many, scan
+from .documents import metadata_of, own_ids, read_all, read_many, scan
 from .exact import Hit, Query, by_distance, nearest_of
 from .given import Filter
 from .vector_cache import VectorCache
@@ -58,13 +58,12 @@ def search_vectors(
         # Each of those takes the place of a result that is dropped below.
         surplus = sum(known.vectors for id in different if (known := cache.known(id)) is not None)
         found = cache.nearest(query.prepared, k + surplus, ef, allowed)
+    if different:
+        found = [hit for hit in found if hit[1] not in different]
+    del found[k:]
     hits: list[Hit] = []
-    for distance, id, lsn in found:
-        if len(hits) >= k:
-            break
-        if id in different:
-            continue
-        stored = read(view, collection, id)
+    values = read_all(view, collection, [id for _, id, _ in found])
+    for (distance, id, lsn), stored in zip(found, values, strict=True):
         if stored is None or stored[0] != lsn or (filter is not None and not filter.matches(metadata_of(stored[1]))):
             return None  # it disagrees with the store, which is right
         hits.append(Hit(distance, id, stored[1]))

@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice, repeat
 from typing import Any
 
@@ -104,6 +104,20 @@ class Snapshot:
             except lmdb.Error as error:
                 raise storage_error(error, "reading") from None
             return raw
+
+    def records_of(self, space: Space, keys: Iterable[bytes]) -> list[bytes | None]:
+        """The raw records of several keys, None where there is none: faster than one by one."""
+        environment = self._environment
+        if environment.forked:
+            raise environment.forked_error()
+        with self._lock:
+            if self._txn is None:
+                raise self._over()
+            get, database = self._txn.get, environment.spaces[space]
+            try:
+                return [get(key, db=database) for key in keys]
+            except lmdb.Error as error:
+                raise storage_error(error, "reading") from None
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, or None."""

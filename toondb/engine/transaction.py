@@ -47,6 +47,23 @@ def _read_only() -> TransactionError:
     return TransactionError("the transaction is read-only.", remediation="Begin it without read_only.")
 
 
+class _Nothing(WriteSet):
+    """The write set of who cannot write, shared by all of them. It stays empty, also when an end races with a write."""
+
+    __slots__ = ()
+
+    def put(self, key: bytes, value: bytes | None, room: int) -> int | None:
+        return 0
+
+    def put_new(self, values: dict[bytes, bytes], size: int) -> None:
+        pass
+
+
+# To make some for each transaction would take as long as the rest of its beginning.
+_NO_WRITES: tuple[WriteSet, ...] = tuple(_Nothing() for _ in Space)
+_SPACES = range(len(_NO_WRITES))
+
+
 class Attachment(Protocol):
     """What takes part in a transaction beside its keys: an open SQL connection."""
 
@@ -122,7 +139,7 @@ class Transaction:
         self.read_only = read_only
         self.blind = False
         self.state = State.ACTIVE
-        self.writes: tuple[WriteSet, ...] = tuple(WriteSet() for _ in Space)
+        self.writes: tuple[WriteSet, ...] = _NO_WRITES if read_only else tuple([WriteSet() for _ in _SPACES])
         self._environment = environment
         self._limit = max_bytes
         self._lock = threading.Lock()
@@ -320,7 +337,7 @@ class Transaction:
     @property
     def dirty(self) -> bool:
         """Whether it has written anything."""
-        return any(map(len, self.writes))
+        return self.writes is not _NO_WRITES and any(map(len, self.writes))
 
     # End
 
@@ -375,7 +392,7 @@ class Transaction:
             for attachment in attachments.values():
                 attachment.ended(lsn)
         self.snapshot.close(ended or self._closed_error())
-        self.writes = tuple(WriteSet() for _ in Space)
+        self.writes = _NO_WRITES
         self._ranges = []
         self._required = set()
         if self._points is not None:

@@ -46,6 +46,7 @@ _STEPS_BETWEEN_LOOKS = 20_000
 _COMMENT = re.compile(r"\s+|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)", re.DOTALL)
 _LEADING = re.compile(rf"(?:{_COMMENT.pattern})*", re.DOTALL)
 _CHANGES_ROWS = re.compile(r"(?:insert|update|delete|replace|with)\b", re.IGNORECASE)
+_SAYS_FAIL = "SELECT 1 FROM sqlite_schema WHERE sql LIKE '%fail%' LIMIT 1"
 _MAY_KEEP_PART = re.compile(r"\bfail\b", re.IGNORECASE)
 _KNOWN_STATEMENTS = 512
 _LONGEST_QUICK_TEXT = 4096
@@ -116,7 +117,10 @@ class SqlConnection:
         self._whole = True
         self._readonly = False
         self._known: dict[str, _Known] = {}
-        self._cookie = b""
+        self._cookie: bytes | None = b""
+        # What last_insert_rowid() says where no statement runs: that of this transaction, of nobody else.
+        self._row_id = 0
+        self._first_run = False
         self._own_snapshot: Snapshot | None = None
         self._mark: object = None
         self._db = apsw.Connection(name, vfs=vfs_name(), statementcachesize=256)
@@ -156,6 +160,7 @@ class SqlConnection:
             # Not only when something is written: what is done before BEGIN, no rollback undoes.
             triggers.sync()
         self._own("BEGIN" if transaction is None else "BEGIN IMMEDIATE")
+        self.forget_row_id()
         if other_schema:
             # SQLite looks at the schema's number when a statement runs; one that does not fit the old schema would
             # fail before, while it is prepared.
@@ -194,9 +199,15 @@ class SqlConnection:
         """Whether SQLite has a transaction open."""
         return self._db.in_transaction
 
+    @property
+    def owes_keys(self) -> bool:
+        """Whether foreign keys are violated that only a commit would ask for."""
+        return self._foreign_keys and self._db.status(apsw.SQLITE_DBSTATUS_DEFERRED_FKS)[0] != 0
+
     def commit(self) -> None:
         """Write what was changed into the transaction's write set."""
         self._own("COMMIT")
+        self.file.trim()
 
     def rollback(self) -> None:
         """Undo what was changed."""
@@ -216,13 +227,37 @@ class SqlConnection:
 
     def let_go(self) -> None:
         """Let go what it reads while it is idle; from any thread."""
-        if self._own_snapshot is not None:
-            self._own_snapshot.close()
+        # Read once: its own thread may be letting it go just now.
+        snapshot = self._own_snapshot
+        if snapshot is not None:
+            snapshot.close()
+
+    def forget_row_id(self) -> None:
+        """Begin with something that must not be told of the rows that others have inserted."""
+        if self._row_id:
+            self._row_id = 0
+            self._db.set_last_insert_rowid(0)
+
+    def _inserted(self, before: int) -> int:
+        """The row id of the last row that a statement inserted, 0 = none; ``before`` are all changes before it."""
+        found = self._db.last_insert_rowid()
+        # The same number as before may be that of another table.
+        inserted = found != self._row_id or self._policy.inserts
+        if found and inserted and self._db.total_changes() != before:
+            self._row_id = found
+            return found
+        if found != self._row_id:
+            self._db.set_last_insert_rowid(self._row_id)
+        return 0
 
     def release(self, lsn: int | None) -> None:
         """Let the snapshot go; ``lsn`` says with which commit the cache goes, None = with none."""
         if self._db.in_transaction:
             self._own("ROLLBACK")
+        if self._db.txn_state("main") != apsw.SQLITE_TXN_NONE:
+            # A statement that was cut short, by Ctrl-C for one, is held by a traceback: it would go on reading pages of
+            # what was bound until now, among those of what is bound next.
+            raise SqlError("a statement of this connection is still under way.")
         self.file.unbind()
         self.file.cached_lsn = lsn
         if lsn is None and self._row_triggers is not None:
@@ -264,10 +299,8 @@ class SqlConnection:
         if not reading_only and (change := self._change(text)) is not None:
             return self._run_fired(change, text, bindings, in_transaction=in_transaction, seconds=seconds)
         before = self._db.total_changes()
-        if self._db.in_transaction:
-            self._db.set_last_insert_rowid(0)
         # INSERT OR FAIL keeps the rows before the one that failed.
-        guarded = not reading_only and _MAY_KEEP_PART.search(text) is not None
+        guarded = not reading_only and _MAY_KEEP_PART.search(text) is not None and _changes_rows(text)
         try:
             with self._savepoint() if guarded else contextlib.nullcontext():
                 columns, cursor = self.start(
@@ -275,15 +308,31 @@ class SqlConnection:
                 )
                 rows = cursor.fetchall()
         except Exception as error:
-            if not guarded and self._db.total_changes() != before:
-                # RAISE(FAIL) in a trigger did so: nothing less than all of it can be undone.
+            failed = self._failed(error)
+            if not guarded and not isinstance(failed, WantsToWrite) and self._kept_part(before, failed):
+                # Nothing less than all of the transaction can be undone.
                 self.rollback()
-            raise self._failed(error) from None
+            self._inserted(self._db.total_changes())
+            raise failed from None
         if self._readonly:
             return Outcome(columns, rows, 0, 0)
         # To make a virtual table is to write rows of it.
         affected = self._affected(before) if _changes_rows(text) else 0
-        return Outcome(columns, rows, affected, self._db.last_insert_rowid())
+        return Outcome(columns, rows, affected, self._inserted(before))
+
+    def _kept_part(self, before: int, failed: Exception) -> bool:
+        """Whether a statement that failed may have kept rows; ``before`` are all changes before it."""
+        if self._db.total_changes() != before:
+            return True  # RAISE(FAIL) in a trigger does so
+        if not (isinstance(failed, SqlConstraintError) and self._policy.triggers and self._db.in_transaction):
+            return False
+        # A constraint of the schema may say FAIL, too. Rows that a trigger had inserted by then are in no count.
+        self._policy.internal = True
+        try:
+            found: list[Any] = self._db.execute(_SAYS_FAIL).fetchall()
+        finally:
+            self._policy.internal = False
+        return bool(found)
 
     def _affected(self, before: int) -> int:
         """The rows that the last statement changed, without those of triggers; ``before`` are all changes before it."""
@@ -330,7 +379,7 @@ class SqlConnection:
         before = self._db.total_changes()
         if self._fires() is not None:
             return self._run_script_fired(text, seconds=seconds)
-        with self._savepoint():
+        with self._savepoint(script=True):
             self._prepare(text, reading_only=False, in_transaction=True, seconds=seconds)
             self._script = True
             try:
@@ -341,28 +390,50 @@ class SqlConnection:
             finally:
                 self._script = False
                 self._db.exec_trace = None
-                self._known.clear()
-        return Outcome([], [], self._db.total_changes() - before, self._db.last_insert_rowid())
+                self._forget_schema()
+        return Outcome([], [], self._db.total_changes() - before, self._inserted(before))
 
     @contextlib.contextmanager
-    def _savepoint(self) -> Iterator[None]:
-        """Undo what the block did when it fails."""
+    def _savepoint(self, *, script: bool = False) -> Iterator[None]:
+        """Undo what the block did when it fails; in a ``script`` there may be other savepoints."""
         self._own(f"SAVEPOINT {OWN_SAVEPOINT}")
+        before = self._policy.savepoints
+        if script:
+            # One from before must not be touched: that would take ours away.
+            self._policy.savepoints = []
         try:
             yield
-        except BaseException:
-            # Where SQLite had to undo the whole transaction, there is no savepoint left.
-            if self._db.in_transaction:
-                self._own(f"ROLLBACK TO {OWN_SAVEPOINT}")
-                self._own(f"RELEASE {OWN_SAVEPOINT}")
+        except BaseException as error:
+            self._undo(error)
             raise
+        finally:
+            self._policy.savepoints = before
         self._own(f"RELEASE {OWN_SAVEPOINT}")
+
+    def _undo(self, error: BaseException) -> None:
+        """Undo what was done since our savepoint."""
+        # Where SQLite had to undo the whole transaction, there is no savepoint left.
+        if not self._db.in_transaction:
+            return
+        try:
+            self._own(f"ROLLBACK TO {OWN_SAVEPOINT}")
+            self._own(f"RELEASE {OWN_SAVEPOINT}")
+            self._inserted(self._db.total_changes())
+        except BaseException:
+            # Rather all than some of it.
+            self.rollback()
+            raise error from None
+
+    def _forget_schema(self) -> None:
+        """What is known goes with a schema that may have been changed, and perhaps never committed."""
+        self._known.clear()
+        self._cookie = None
 
     def _learn(self, text: str) -> None:
         """Remember what a statement is, once it was run."""
-        if not self._readonly and not _changes_rows(text):
-            self._known.clear()  # it may have changed the schema, and with it the columns of others
-        elif not self._policy.savepoint:
+        if self._policy.savepoint or (not self._readonly and not _changes_rows(text)):
+            self._forget_schema()
+        else:
             if len(self._known) >= _KNOWN_STATEMENTS:
                 self._known.clear()
             quick = self._readonly and self._policy.quick and len(text) <= _LONGEST_QUICK_TEXT
@@ -375,7 +446,7 @@ class SqlConnection:
         before = self._db.total_changes()
         with self._savepoint():
             self._prepare(text, reading_only=False, in_transaction=True, seconds=seconds)
-            self._db.set_last_insert_rowid(0)
+            self._policy.repeated = True
             self._many, self._runs, self._counts_each_run = True, 0, self._foreign_keys
             self._counted, self._counted_to = 0, before
             try:
@@ -391,7 +462,7 @@ class SqlConnection:
             affected = self._counted + self._affected(self._counted_to)
         else:
             affected = total - before
-        return Outcome([], [], affected, self._db.last_insert_rowid())
+        return Outcome([], [], affected, self._inserted(before))
 
     def _before_a_run(self) -> None:
         """Called before each run of many, as long as runs have to be counted one by one."""
@@ -441,7 +512,6 @@ class SqlConnection:
         self, change: RowChange, text: str, bindings: Bindings, *, in_transaction: bool, seconds: float | None
     ) -> Outcome:
         before = self._db.total_changes()
-        self._db.set_last_insert_rowid(0)
         try:
             with self._savepoint():
                 change.start()
@@ -454,13 +524,13 @@ class SqlConnection:
         except Exception as error:
             failed = self._failed(error)
             raise failed from failed.__cause__
-        return Outcome(columns, rows, affected + change.affected, self._db.last_insert_rowid())
+        return Outcome(columns, rows, affected + change.affected, self._inserted(before))
 
     def _run_many_fired(
         self, change: RowChange, text: str, sequence: Iterable[Bindings], *, seconds: float | None
     ) -> Outcome:
         affected = 0
-        self._db.set_last_insert_rowid(0)
+        start = self._db.total_changes()
         try:
             with self._savepoint():
                 for at, bindings in enumerate(sequence):
@@ -476,19 +546,19 @@ class SqlConnection:
         except Exception as error:
             failed = self._failed(error)
             raise failed from failed.__cause__
-        return Outcome([], [], affected + change.affected, self._db.last_insert_rowid())
+        return Outcome([], [], affected + change.affected, self._inserted(start))
 
     def _run_script_fired(self, text: str, *, seconds: float | None) -> Outcome:
         before, last = self._db.total_changes(), 0
         deadline = None if seconds is None else time.monotonic() + seconds
         try:
-            with self._savepoint():
+            with self._savepoint(script=True):
                 for statement in statements(text):
                     left = None if deadline is None else deadline - time.monotonic()
                     done = self.run(statement, None, reading_only=False, in_transaction=True, seconds=left)
                     last = done.last_row_id or last
         finally:
-            self._known.clear()
+            self._forget_schema()
         return Outcome([], [], self._db.total_changes() - before, last)
 
     def _prepare(self, text: str, *, reading_only: bool, in_transaction: bool, seconds: float | None) -> None:
@@ -496,6 +566,7 @@ class SqlConnection:
         self._text, self._whole, self._columns = text, True, []
         self._reading_only = reading_only
         self._many = False
+        self._first_run = True
         self._start_clock(seconds)
         self._db.exec_trace = self._traced
 
@@ -550,11 +621,16 @@ class SqlConnection:
             if _COMMENT.sub("", rest):
                 self._whole = False
                 return False
-        if self._reading_only and not cursor.is_readonly:
+        readonly = cursor.is_readonly and not self._policy.writes
+        if self._reading_only and not readonly:
             return False
+        if self._first_run:
+            self._first_run = False
+            if not readonly and not self._policy.row_id:
+                self._db.set_last_insert_rowid(0)  # to tell whether it inserts anything
         if self._many:
             self._before_a_run()
-        self._readonly = cursor.is_readonly
+        self._readonly = readonly
         self._columns = _unique([column[0] for column in cursor.get_description()])
         return True
 

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import apsw
@@ -101,10 +102,13 @@ class SqlEngine:
             idle = self._idle
             at = next((at for at in range(len(idle) - 1, -1, -1) if idle[at].file.cached_lsn == lsn), -1)
             connection = idle.pop(at) if idle else None
-        if connection is None:
-            return SqlConnection(foreign_keys=self._foreign_keys, longest_value=self._longest_value, pages=self.pages)
-        connection.release(connection.file.cached_lsn)
-        return connection
+        if connection is not None:
+            try:
+                connection.release(connection.file.cached_lsn)
+                return connection
+            except ToonDBError:
+                connection.close()
+        return SqlConnection(foreign_keys=self._foreign_keys, longest_value=self._longest_value, pages=self.pages)
 
     def give_back(self, connection: SqlConnection, lsn: int | None) -> None:
         """Keep a connection for the next; ``lsn`` says with which commit its cache goes."""
@@ -304,7 +308,7 @@ class SqlEngine:
                 if len(turn) == 1:
                     outcomes: list[Any] = [session.run(turn[0].action)]
                 else:
-                    outcomes = [session.attempt(write.action) for write in turn]
+                    outcomes = [session.attempt(partial(_unhelped, write.action)) for write in turn]
                 engine.commit(transaction)
             except TransactionConflictError:
                 if attempt == _CONFLICT_ATTEMPTS:
@@ -358,6 +362,20 @@ class SqlEngine:
     def lsn(self, snapshot: Snapshot) -> int:
         """The LSN of the last commit that wrote SQL pages, as a snapshot sees it; 0 = none did."""
         return page_lsn(snapshot.record(self.pages.space, self.pages.first))
+
+
+def _unhelped(action: Action, connection: SqlConnection) -> Outcome:
+    """Run a write among others of a turn, none of which it may see or need."""
+    connection.forget_row_id()
+    outcome = action(connection)
+    if connection.owes_keys:
+        # Another one might pay for it, or the whole turn could not be committed.
+        raise _Alone
+    return outcome
+
+
+class _Alone(Exception):
+    """A write must have a commit of its own."""
 
 
 def _unguarded(fetch: Callable[[], Rows]) -> Rows:
@@ -463,6 +481,8 @@ class SqlSession:
                     connection.close()
                     raise
                 self._connection = connection
+                if transaction.blind:
+                    transaction.require(self._sql.pages.first, self._sql.pages.space)
                 # What SQLite has in its cache is read without asking: a serializable transaction has seen it all.
                 transaction.note_read(self._sql.pages.first, self._sql.pages.space)
             self._connection.plugins = self._sql.plugins
@@ -470,14 +490,14 @@ class SqlSession:
             if self._end is not None:
                 transaction.check_active()  # a plugin, or another thread, has ended it: there is nothing to answer
             return result
-        except Exception as error:
+        except BaseException as error:
             self._check_undone(error)
             raise
         finally:
             self._runs_in = 0
             self._release()
 
-    def _check_undone(self, error: Exception) -> None:
+    def _check_undone(self, error: BaseException) -> None:
         """End the transaction when SQLite has undone more than the statement: one that writes and was interrupted."""
         connection, transaction = self._connection, self._transaction
         if isinstance(error, SqlInterruptedError) and self._end is not None:
@@ -485,7 +505,7 @@ class SqlSession:
         if connection is not None and not connection.in_transaction and transaction.state is State.ACTIVE:
             ended = TransactionError(
                 f"transaction {transaction.id} was aborted: a statement of it could not be undone alone "
-                f"({str(error).rstrip('.')}).",
+                f"({str(error).rstrip('.') or type(error).__name__}).",
                 remediation="Run it again.",
             )
             transaction.abort(ended)
@@ -495,8 +515,8 @@ class SqlSession:
         try:
             return self.run(action)
         except Exception as error:
-            if self._transaction.state is not State.ACTIVE:
-                raise  # SQLite has undone everything
+            if self._transaction.state is not State.ACTIVE or isinstance(error, _Alone):
+                raise  # SQLite has undone everything, or it has to be undone
             return error
 
     def interrupt(self) -> None:

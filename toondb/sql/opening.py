@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from toondb.engine.engine import Engine
+from toondb_protocol.errors import DatabaseClosedError
 
 from .options import SqlOptions
 
@@ -30,6 +31,7 @@ class LazySql:
         self._options = options
         self._lock = threading.Lock()
         self._sql: SqlEngine | None = None
+        self._closed = False
         self._plugins: PluginRegistry | None = None
 
     def __call__(self) -> SqlEngine:
@@ -42,8 +44,11 @@ class LazySql:
         if sql is None:
             from .engine import SqlEngine
 
+            self._engine.check_open()  # before the lock, which a thread that is not in a forked child may hold
             with self._lock:
                 self._engine.check_open()
+                if self._closed:
+                    raise DatabaseClosedError("the database is closed.")
                 if self._sql is None:
                     self._sql = SqlEngine(self._engine, self._options)
                     self._attach()
@@ -65,6 +70,7 @@ class LazySql:
     def close(self) -> None:
         """Close it, if it was ever opened. Idempotent."""
         with self._lock:
+            self._closed = True
             sql, self._sql = self._sql, None
         if sql is not None:
             sql.close()

@@ -141,6 +141,16 @@ class PageFile:
         finally:
             scan.close()
 
+    def trim(self) -> None:
+        """After a commit of SQLite: drop pages behind the end. They were written early, and then undone by SQLite."""
+        transaction, pages = self._transaction, self.pages
+        first = None if transaction is None else self._page(1)
+        if transaction is None or first is None:
+            return
+        end = int.from_bytes(first[_PAGES_AT], "big") + 1
+        for key, _ in transaction.writes[pages.space].range(pages.key(end), pages.end):
+            transaction.put(key, None, pages.space)
+
     def xFileSize(self) -> int:
         page = self._page(1)
         return 0 if page is None else int.from_bytes(page[_PAGES_AT], "big") * PAGE_SIZE

@@ -131,6 +131,11 @@ class Policy:
         internal: The statement is ours.
         in_transaction: Savepoints make sense.
         savepoint: The statement is about a savepoint.
+        savepoints: The open savepoints of a script, which may use no others; None = any.
+        repeated: The statement is run many times.
+        writes: The statement writes, though SQLite takes it for one that reads.
+        row_id: The statement asks for the row id of the last insert.
+        inserts: The statement inserts rows itself, not only by triggers.
         triggers: The statement fires triggers.
         quick: The statement does nothing that takes long in one step of SQLite's virtual machine.
     """
@@ -143,6 +148,8 @@ class Policy:
         self.in_transaction = False
         self.savepoint = False
         self.triggers = False
+        self.savepoints: list[str] | None = None
+        self.repeated = self.writes = self.row_id = self.inserts = False
         self._new_trigger = ""
 
     def begin(self, *, in_transaction: bool) -> None:
@@ -150,6 +157,7 @@ class Policy:
         self.refused = ""
         self.in_transaction = in_transaction
         self.savepoint = self.triggers = False
+        self.repeated = self.writes = self.row_id = self.inserts = False
         self._new_trigger = ""
         self.quick = True
 
@@ -164,6 +172,8 @@ class Policy:
             self.quick = False
             if self._only_quick:
                 return apsw.SQLITE_DENY
+        if action == apsw.SQLITE_INSERT and trigger is None:
+            self.inserts = True
         check = _CHECKS.get(action)
         # CREATE TABLE temp.t is no CREATE TEMP TABLE to SQLite, and makes the same. That of a trigger is seen only by
         # where it is noted.
@@ -192,9 +202,28 @@ def _savepoint(policy: Policy, operation: str, name: str | None) -> str:
     policy.savepoint = True
     if (name or "").lower() == OWN_SAVEPOINT:
         return f"a savepoint cannot be called {OWN_SAVEPOINT}."
-    if policy.in_transaction:
+    if not policy.in_transaction:
+        return "a savepoint needs a transaction around it: use transaction() of the database or client."
+    if policy.repeated:
+        return "a savepoint is no statement for executemany(): use execute() or execute_script()."
+    if policy.savepoints is None:
         return ""
-    return "a savepoint needs a transaction around it: use transaction() of the database or client."
+    return _savepoint_of_script(policy.savepoints, operation, name or "")
+
+
+def _savepoint_of_script(opened: list[str], operation: str, name: str) -> str:
+    folded = name.lower()
+    if operation == "BEGIN":
+        opened.append(folded)
+        return ""
+    if folded not in opened:
+        return (
+            f"the savepoint {name!r} is not of this script, which is undone as a whole when it fails: use {operation} "
+            "with execute()."
+        )
+    at = len(opened) - 1 - opened[::-1].index(folded)
+    del opened[at if operation == "RELEASE" else at + 1 :]
+    return ""
 
 
 def _attach(policy: Policy, name: str, _: str | None) -> str:
@@ -215,13 +244,20 @@ def _temporary(policy: Policy, name: str, _: str | None) -> str:
 
 
 def _function(policy: Policy, _: str, name: str | None) -> str:
-    if (name or "").lower() in _FORBIDDEN_FUNCTIONS:
+    lower = (name or "").lower()
+    if lower == "last_insert_rowid":
+        policy.row_id = True
+    elif lower == "optimize":
+        policy.writes = True  # of FTS3: it merges what it has in its tables
+    if lower in _FORBIDDEN_FUNCTIONS:
         return f"the function {name}() is forbidden: SQL has no access to files or extensions."
     return ""
 
 
 def _pragma(policy: Policy, name: str, value: str | None) -> str:
     lower = name.lower()
+    if lower == "optimize":
+        policy.writes = True  # it runs ANALYZE
     if value is None and (lower in READ_PRAGMAS or lower == "optimize"):
         return ""
     if value is not None and lower in SET_PRAGMAS | _ARGUMENT_PRAGMAS:

@@ -2,6 +2,9 @@
 
 Whoever comes first leads: it runs all that wait, in the order of their coming, and answers them. One that comes
 meanwhile waits for the next turn. So a commit costs many writers what it costs one, as with keys.
+
+Ctrl-C may meet the main thread anywhere. It must neither end a turn of several writers in the middle, after which
+nobody could tell whether what the others wrote is committed, nor take the lead away with it.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from toondb.interrupts import finished
 from toondb_protocol.errors import LockTimeoutError, SqlError
 
 __all__ = ["Write", "WriteQueue"]
@@ -27,13 +31,15 @@ class Write(Generic[A, R]):
         error: What it raised instead.
     """
 
-    __slots__ = ("action", "done", "error", "leads", "result", "woken")
+    __slots__ = ("action", "done", "error", "leads", "result", "turn_of", "woken")
 
     def __init__(self, action: A) -> None:
         self.action = action
         self.result: R | None = None
         self.error: BaseException | None = None
         self.done = self.leads = False
+        # The thread that runs the turn that this one leads; 0 = none does yet.
+        self.turn_of = 0
         self.woken = threading.Event()
 
 
@@ -53,6 +59,7 @@ class WriteQueue(Generic[A, R]):
         self._waiting: list[Write[A, R]] = []
         self._led = False
         self._leader = 0
+        self._turn: list[Write[A, R]] = []
 
     def submit(self, action: A) -> R:
         """Have it done, by this thread or by another; answers its result.
@@ -67,14 +74,19 @@ class WriteQueue(Generic[A, R]):
                 remediation="In a plugin, change the row that it is given, or write keys.",
             )
         write: Write[A, R] = Write(action)
-        with self._lock:
-            self._waiting.append(write)
-            if not self._led:
-                self._led = write.leads = True
-        if not write.leads:
-            self._wait(write)
-        if write.leads:
-            self._lead(write)
+        try:
+            with self._lock:
+                self._waiting.append(write)
+                if not self._led:
+                    self._led = write.leads = True
+            if not write.leads:
+                self._wait(write)
+            if write.leads:
+                self._lead(write)
+        except BaseException:
+            if write.turn_of in (0, threading.get_ident()):
+                self._hand_over(write)
+            raise
         if write.error is not None:
             raise write.error
         return write.result  # type: ignore[return-value]
@@ -106,27 +118,50 @@ class WriteQueue(Generic[A, R]):
 
     def _lead(self, own: Write[A, R]) -> None:
         """Run all that wait, and let the next one lead."""
+        if len(self._waiting) == 1:
+            self._run_turn(own)
+        else:
+            finished(lambda: self._run_turn(own))
+
+    def _run_turn(self, own: Write[A, R]) -> None:
         with self._lock:
-            turn, self._waiting = self._waiting, []
-        self._leader = threading.get_ident()
+            if not own.leads:
+                return  # it was interrupted before this began
+            own.turn_of = threading.get_ident()
+            if own.turn_of == threading.main_thread().ident:
+                # What has come this moment is for the next turn: Ctrl-C must meet nobody else's.
+                turn, self._waiting = self._waiting[:1], self._waiting[1:]
+            else:
+                turn, self._waiting = self._waiting, []
+            self._turn = turn
+        self._leader = own.turn_of
         try:
             self._run(turn)
         except BaseException as error:
             own.error = error
             own.done = True
         finally:
+            self._hand_over(own)
+
+    def _hand_over(self, own: Write[A, R]) -> None:
+        """Answer those who are done, and let the next one lead.
+
+        It does nothing when this one does not lead any more, and may be begun again when it was interrupted.
+        """
+        with self._lock:
+            waiting, turn = self._waiting, self._turn
+            if own in waiting:
+                waiting.remove(own)
+            if not own.leads:
+                return
             self._leader = 0
-            left = [write for write in turn if not write.done]
-            with self._lock:
-                # Ctrl-C of this thread is not meant for the others.
-                self._waiting[:0] = left
-                successor = self._waiting[0] if self._waiting else None
-                if successor is None:
-                    self._led = False
-                else:
-                    successor.leads = True
             for write in turn:
-                if write.done and write is not own:
+                if write is not own and write.done:
                     write.woken.set()
-            if successor is not None:
-                successor.woken.set()
+            waiting[:0] = [write for write in turn if not (write is own or write.done or write in waiting)]
+            self._turn = []
+            if waiting:
+                waiting[0].leads = True
+                waiting[0].woken.set()
+            self._led = bool(waiting)
+            own.leads = False

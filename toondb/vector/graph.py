@@ -23,7 +23,7 @@ from .metrics import Floats, Labels, Metric
 from .row_table import RowTable, row_hashes
 from .threads import in_parallel
 
-__all__ = ["Found", "Graph", "by_distance", "faiss_metric", "living_bits"]
+__all__ = ["Found", "Graph", "ascending", "by_distance", "faiss_metric", "living_bits"]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Bools = NDArray[np.bool_]
@@ -301,7 +301,7 @@ class Graph:
             places = [self._twin_position[label] for label in labels.tolist() if label in self._twin_position]
             among += len(places)
             positions = np.concatenate([positions, np.array(places, dtype=np.int64)])
-        return np.unique(positions), among
+        return ascending(positions), among
 
     def _with_twins(self, distances: Floats, found: Labels, k: int, allowed: Labels | None) -> Found:
         far = np.full((len(found), k), np.inf, np.float32)
@@ -361,6 +361,13 @@ class Graph:
 
     def _set_bits(self, positions: Labels) -> None:
         np.bitwise_or.at(self._bits.view, positions >> 3, np.left_shift(1, positions & 7).astype(np.uint8))
+
+
+def ascending(numbers: Labels) -> Labels:
+    """The numbers in ascending order, each once. To look whether they are costs far less than to make them so."""
+    if (numbers[1:] > numbers[:-1]).all():
+        return numbers
+    return np.unique(numbers)
 
 
 def faiss_metric(metric: Metric) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from toondb_protocol.errors import ValidationError
 
 from .faiss_library import faiss
-from .graph import Found, Graph, by_distance, faiss_metric
+from .graph import Found, Graph, ascending, by_distance, faiss_metric
 from .metrics import (
     DEFAULT_EF_CONSTRUCTION,
     DEFAULT_EF_SEARCH,
@@ -307,7 +307,7 @@ class HnswIndex:
         k, effort = check_k(k), check_ef(ef)
         several = self.threads if threads is None else thread_count(threads)
         if allowed is not None:
-            allowed = np.unique(np.asarray(allowed, dtype=np.int64))
+            allowed = ascending(np.asarray(allowed, dtype=np.int64))
         with self.reading():
             found = self._graph.search(queries, k, effort, allowed, several, exact=exact)
             if not len(self._tail):

@@ -68,8 +68,9 @@ class Metric(StrEnum):
         Raises:
             ConfigurationError: There is none.
         """
-        if name in {one.value for one in cls}:
-            return cls(str(name))
+        found = _NAMED.get(name) if isinstance(name, str) else None
+        if found is not None:
+            return found
         raise ConfigurationError(f"metric is {name!r}.", remediation=f"Choose one of {', '.join(cls)}.")
 
     def distances(self, raw: Floats) -> Floats:
@@ -78,6 +79,9 @@ class Metric(StrEnum):
             return -raw
         squares: Floats = np.maximum(raw, np.float32(0))
         return squares * np.float32(0.5) if self is Metric.COSINE else np.sqrt(squares)
+
+
+_NAMED: dict[str, Metric] = {metric.value: metric for metric in Metric}
 
 
 def count(name: str, value: object, low: int, high: int) -> int:

@@ -104,7 +104,10 @@ class Tail:
         """The ``k`` nearest living labels, or all there are; the arguments are those of ``Graph.search``."""
         labels, places = self._living()
         if allowed is not None and len(labels):
-            wanted = np.isin(labels, allowed)
+            # Not np.isin, which would sort the allowed ones, of which there may be many.
+            at = np.searchsorted(allowed, labels)
+            wanted = at < len(allowed)
+            wanted[wanted] = allowed[at[wanted]] == labels[wanted]
             labels, places = labels[wanted], places[wanted]
         k = min(k, len(labels))
         if k == 0:
