@@ -7,8 +7,8 @@ Operations:
     buckets, which is a filter.
 ``search-new*EF*N``
     The same with a filter that was never asked for before.
-``hybrid``, ``words``
-    A search by vector and words, and by words alone.
+``hybrid``, ``hybrid-short``, ``words``
+    A search by vector and eight words, by vector and three words, and by eight words alone.
 ``insert``, ``insert-searched``, ``insert-words``
     One document after the other, each durable, into a collection that nobody searches, into one whose index follows,
     and into one that knows words.
@@ -44,6 +44,7 @@ __all__ = ["VECTOR_DRIVERS"]
 
 _TIMEOUT = 60
 _BATCH = 1000
+_FEW_WORDS = 3
 _NAMESPACE = "benchmark"
 _IDLE_SHARE, _IDLE_SECONDS, _IDLE_WITHIN = 0.05, 0.3, 300.0
 _PEER = struct.Struct("iII")
@@ -190,8 +191,10 @@ class _CollectionDriver(_Searcher):
             return lambda query: search(
                 queries[query], K, {"bucket": {"$lt": buckets}, "number": {"$gte": -next(new)}}, ef_search=ef
             )
-        if name == "hybrid":
+        if name in ("hybrid", "hybrid-short"):
             both = self._texts().hybrid_search
+            if name == "hybrid-short":
+                questions = [" ".join(question.split()[:_FEW_WORDS]) for question in questions]
             return lambda query: both(queries[query], questions[query], K)
         if name == "words":
             words = self._texts().keyword_search

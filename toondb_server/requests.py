@@ -53,6 +53,8 @@ __all__ = [
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_CONTAINERS = 4096
 _FEW_CONTAINERS = 8
+_MAX_ITEMS = 262_144
+_MAX_NAMES = 65_536
 
 
 class Parked(NamedTuple):
@@ -147,7 +149,8 @@ def map_body(payload: bytes, keys: tuple[MapKey, ...] | None, *, largest: int = 
 
     Small bytes can make large objects (an empty array is one byte on the wire and some 70 in memory), so both
     the body and what it is made of are bounded before it is decoded. A body over 4 MiB, up to ``largest``, may have a
-    few arrays and maps only.
+    few arrays and maps only. They may have 262,144 items, all together, and one map 65,536: to decode many keeps
+    everybody waiting.
     """
     size = len(payload) - 8
     if size > largest:
@@ -166,18 +169,38 @@ def map_body(payload: bytes, keys: tuple[MapKey, ...] | None, *, largest: int = 
 
 
 def _check_containers(raw: bytes, most: int) -> None:
-    """Refuse a body of very many arrays and maps, holding only one of them at a time."""
-    count = 0
+    """Refuse a body of very many arrays and maps, or items in them, holding only one of them at a time."""
+    count = items = 0
 
-    def drop(_: object) -> None:
-        nonlocal count
+    def drop(container: list[object] | dict[object, object]) -> None:
+        nonlocal count, items
         count += 1
+        items += len(container)
         if count > most:
             raise MalformedRequestError(f"the msgpack body holds more than {most} arrays and maps")
+        if items > _MAX_ITEMS + _FEW_CONTAINERS:  # and the body itself
+            raise too_many
 
+    too_many = MalformedRequestError(
+        f"the arrays and maps of the msgpack body hold more than {_MAX_ITEMS} items, or one map more than {_MAX_NAMES}",
+        remediation="Spread them over several requests.",
+        details={"limit": _MAX_ITEMS},
+    )
     # What is wrong otherwise is told by the decoder proper.
-    with contextlib.suppress(ValueError, msgpack.UnpackException, RecursionError):
-        msgpack.unpackb(raw, raw=False, strict_map_key=False, list_hook=drop, object_hook=drop)
+    with contextlib.suppress(msgpack.UnpackException, RecursionError):
+        try:
+            msgpack.unpackb(
+                raw,
+                raw=False,
+                strict_map_key=False,
+                list_hook=drop,
+                object_hook=drop,
+                max_array_len=_MAX_ITEMS,
+                max_map_len=_MAX_NAMES,
+            )
+        except ValueError as error:
+            if "_len(" in str(error):
+                raise too_many from None
 
 
 def exactly_u64(payload: bytes) -> int:

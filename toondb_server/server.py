@@ -338,6 +338,7 @@ class Server:
         for session in self.sessions:
             if session.gathered is not None and now - session.gathered.touched_at > options.transaction_idle_seconds:
                 session.gathered = None
+                ended += 1
             if session.parts is not None and now - session.parts.touched_at > options.transaction_idle_seconds:
                 session.parts = None
                 ended += 1

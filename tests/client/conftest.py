@@ -68,7 +68,7 @@ def no_leftovers(warmed_up: None) -> Iterator[None]:
     yield
     gc.collect()
     assert open_fds() == fds
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # one of a test before may have ended meanwhile
 
 
 @pytest.fixture(params=["sync", *LOOPS])

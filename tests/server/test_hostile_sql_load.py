@@ -379,13 +379,14 @@ def test_sigterm_while_statements_run(tmp_db: Path, loop: str) -> None:
             assert first.call(sql("CREATE TABLE t (a, b)")).code == END_STREAM
             txn = first.begin()
             assert first.call(sql("INSERT INTO t VALUES ('never', 1)", txn=txn)).end["affected"] == 1
+            # Before there are more that never end than there are threads for reading.
+            assert raws[13].call(sql(f"{COUNT_UP} SELECT x FROM n", window=1)).end["cursor"]
+            raws[12].send(sql(f"{COUNT_UP} SELECT x FROM n"))
             for raw in raws[:10]:
                 raw.send(sql(ENDLESS))
             raws[10].send(sql(WRITE_ENDLESS))
             busy(daemon, 0.05)
             raws[11].send(sql("INSERT INTO t VALUES ('waits', 1)"))
-            raws[12].send(sql(f"{COUNT_UP} SELECT x FROM n"))
-            assert raws[13].call(sql(f"{COUNT_UP} SELECT x FROM n", window=1)).end["cursor"]
             daemon.send_signal(signal.SIGTERM)
             assert daemon.wait() == 0
             for raw in raws:

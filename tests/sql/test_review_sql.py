@@ -25,7 +25,7 @@ from toondb.errors import (
     TransactionError,
 )
 from toondb.sql.connection import Outcome, SqlConnection
-from toondb.sql.engine import SqlEngine
+from toondb.sql.engine import Action, SqlEngine
 from toondb.sql.write_queue import Write, WriteQueue
 
 SECONDS = 30.0
@@ -37,7 +37,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
         yield db
 
 
-def alone(text: str) -> Write[object, Outcome]:
+def alone(text: str) -> Write[Action, Outcome]:
     """A write that waits, as of a client that runs one statement."""
 
     def run(connection: SqlConnection) -> Outcome:
@@ -127,13 +127,10 @@ def test_a_conflict_inside_a_trigger_that_would_keep_rows(db: Database) -> None:
         CREATE TRIGGER note BEFORE INSERT ON t BEGIN INSERT INTO seen VALUES (1), (2), (1); END;
         """
     )
-    transaction = db.begin_transaction()
-    transaction.put("key", b"value")
-    with pytest.raises(SqlConstraintError):
-        transaction.execute("INSERT INTO t VALUES (5)")
-    assert not transaction.active, "two rows of the statement are there, and nothing less than all can be undone"
-    with pytest.raises(TransactionError, match="could not be undone alone"):
-        transaction.commit()
+    with db.transaction() as txn:
+        with pytest.raises(SqlConstraintError):
+            txn.execute("INSERT INTO t VALUES (5)")
+        assert txn.execute("SELECT a FROM seen").tuples == []
     with pytest.raises(SqlConstraintError):
         db.execute("INSERT INTO t VALUES (5)")
     assert db.execute("SELECT a FROM seen").tuples == []
@@ -143,19 +140,40 @@ def test_a_conflict_inside_a_trigger_that_would_keep_rows(db: Database) -> None:
     assert db.execute("SELECT a FROM seen").tuples == [(9,)]
 
 
-def test_other_failures_inside_triggers_leave_the_transaction(db: Database) -> None:
-    db.execute_script(
-        """
-        CREATE TABLE seen (a UNIQUE);
-        CREATE TABLE t (a);
-        CREATE TRIGGER note BEFORE INSERT ON t BEGIN INSERT INTO seen VALUES (1), (2), (1); END;
-        """
-    )
-    with db.transaction() as txn:
-        with pytest.raises(SqlConstraintError):
-            txn.execute("INSERT INTO t VALUES (5)")
-        txn.execute("INSERT INTO seen VALUES (3)")
-    assert db.execute("SELECT a FROM seen").tuples == [(3,)]
+@pytest.mark.parametrize("way", ["trigger", "cascade", "raise"])
+def test_what_fails_after_rows_of_triggers_leaves_the_transaction(tmp_path: Path, way: str) -> None:
+    """SQLite counts the rows that triggers changed also when the statement was undone."""
+    with Database.open(tmp_path / "db", {"sync_mode": "off", "foreign_keys": True}) as db:
+        db.execute_script(
+            """
+            CREATE TABLE t (a PRIMARY KEY);
+            CREATE TABLE notes (a);
+            CREATE TABLE children (parent REFERENCES t ON DELETE CASCADE);
+            CREATE TABLE strict (parent REFERENCES t ON DELETE RESTRICT);
+            INSERT INTO t VALUES (1), (2), (3);
+            INSERT INTO children VALUES (1), (2);
+            INSERT INTO strict VALUES (3);
+            """
+        )
+        if way == "trigger":
+            db.execute("CREATE TRIGGER note AFTER INSERT ON t BEGIN INSERT INTO notes VALUES (new.a); END")
+        if way == "raise":
+            db.execute(
+                "CREATE TRIGGER note AFTER INSERT ON t BEGIN INSERT INTO notes VALUES (new.a); "
+                "SELECT RAISE(FAIL, 'no') WHERE new.a = 8; END"
+            )
+        text = "DELETE FROM t" if way == "cascade" else "INSERT INTO t VALUES (7), (8), (1)"
+        with db.transaction() as txn:
+            txn.put("key", b"value")
+            txn.execute("INSERT INTO notes VALUES ('before')")
+            with pytest.raises(SqlConstraintError):
+                txn.execute(text)
+            assert txn.execute("SELECT a FROM notes").tuples == [("before",)]
+            assert txn.execute("SELECT count(*) FROM children").tuples == [(2,)]
+            txn.execute("INSERT INTO notes VALUES ('after')")
+        assert db.execute("SELECT a FROM notes").tuples == [("before",), ("after",)]
+        assert db.execute("SELECT count(*) FROM t").tuples == [(3,)]
+        assert db.get("key") == b"value"
 
 
 @pytest.mark.parametrize("word", ["ROLLBACK TO", "RELEASE"])
@@ -473,8 +491,12 @@ def test_an_interrupted_statement_in_a_shared_turn(db: Database) -> None:
             seconds=0.02,
         )
 
-    turn = [alone("INSERT INTO t VALUES (1)"), Write(run), alone("INSERT INTO t VALUES (2)")]
-    db._sql()._run_turn(turn)  # type: ignore[arg-type]
+    turn: list[Write[Action, Outcome]] = [
+        alone("INSERT INTO t VALUES (1)"),
+        Write(run),
+        alone("INSERT INTO t VALUES (2)"),
+    ]
+    db._sql()._run_turn(turn)
     assert [type(write.error) for write in turn] == [type(None), SqlInterruptedError, type(None)]
     assert db.execute("SELECT a FROM t").tuples == [(1,), (2,)]
     with pytest.raises(SqlError):

@@ -46,10 +46,10 @@ _STEPS_BETWEEN_LOOKS = 20_000
 _COMMENT = re.compile(r"\s+|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)", re.DOTALL)
 _LEADING = re.compile(rf"(?:{_COMMENT.pattern})*", re.DOTALL)
 _CHANGES_ROWS = re.compile(r"(?:insert|update|delete|replace|with)\b", re.IGNORECASE)
-_SAYS_FAIL = "SELECT 1 FROM sqlite_schema WHERE sql LIKE '%fail%' LIMIT 1"
 _MAY_KEEP_PART = re.compile(r"\bfail\b", re.IGNORECASE)
 _KNOWN_STATEMENTS = 512
 _LONGEST_QUICK_TEXT = 4096
+_MOST_QUICK_LOOKS = 40
 
 
 class _Known(NamedTuple):
@@ -121,6 +121,7 @@ class SqlConnection:
         # What last_insert_rowid() says where no statement runs: that of this transaction, of nobody else.
         self._row_id = 0
         self._first_run = False
+        self._guards = self._guarded = self._keeps_part = False
         self._own_snapshot: Snapshot | None = None
         self._mark: object = None
         self._db = apsw.Connection(name, vfs=vfs_name(), statementcachesize=256)
@@ -299,40 +300,45 @@ class SqlConnection:
         if not reading_only and (change := self._change(text)) is not None:
             return self._run_fired(change, text, bindings, in_transaction=in_transaction, seconds=seconds)
         before = self._db.total_changes()
-        # INSERT OR FAIL keeps the rows before the one that failed.
-        guarded = not reading_only and _MAY_KEEP_PART.search(text) is not None and _changes_rows(text)
+        self._guarded = False
+        self._guards = not reading_only
+        self._keeps_part = _MAY_KEEP_PART.search(text) is not None
         try:
-            with self._savepoint() if guarded else contextlib.nullcontext():
-                columns, cursor = self.start(
-                    text, bindings, reading_only=reading_only, in_transaction=in_transaction, seconds=seconds
-                )
-                rows = cursor.fetchall()
-        except Exception as error:
-            failed = self._failed(error)
-            if not guarded and not isinstance(failed, WantsToWrite) and self._kept_part(before, failed):
-                # Nothing less than all of the transaction can be undone.
+            columns, cursor = self.start(
+                text, bindings, reading_only=reading_only, in_transaction=in_transaction, seconds=seconds
+            )
+            rows = cursor.fetchall()
+        except BaseException as error:
+            if self._guarded:
+                self._undo(error)
+            elif self._db.total_changes() != before:
+                # A constraint of the schema says FAIL: nothing less than all of it can be undone.
                 self.rollback()
+            if not isinstance(error, Exception):
+                raise
             self._inserted(self._db.total_changes())
-            raise failed from None
+            raise self._failed(error) from None
+        finally:
+            self._guards = False
+        if self._guarded:
+            self._own(f"RELEASE {OWN_SAVEPOINT}")
         if self._readonly:
             return Outcome(columns, rows, 0, 0)
         # To make a virtual table is to write rows of it.
         affected = self._affected(before) if _changes_rows(text) else 0
         return Outcome(columns, rows, affected, self._inserted(before))
 
-    def _kept_part(self, before: int, failed: Exception) -> bool:
-        """Whether a statement that failed may have kept rows; ``before`` are all changes before it."""
-        if self._db.total_changes() != before:
-            return True  # RAISE(FAIL) in a trigger does so
-        if not (isinstance(failed, SqlConstraintError) and self._policy.triggers and self._db.in_transaction):
-            return False
-        # A constraint of the schema may say FAIL, too. Rows that a trigger had inserted by then are in no count.
-        self._policy.internal = True
-        try:
-            found: list[Any] = self._db.execute(_SAYS_FAIL).fetchall()
-        finally:
-            self._policy.internal = False
-        return bool(found)
+    def _guard(self) -> None:
+        """Before a statement: begin what is undone when it fails, where SQLite alone would not undo all of it.
+
+        OR FAIL keeps the rows before the one that failed, and so may RAISE(FAIL) in a trigger, or a constraint of a
+        table that a trigger writes. What it has kept cannot be told from its count of changes: that has the rows of
+        triggers and of foreign keys' actions even when all was undone.
+        """
+        policy = self._policy
+        if self._keeps_part or policy.triggers or (self._foreign_keys and policy.changes):
+            self._own(f"SAVEPOINT {OWN_SAVEPOINT}")
+            self._guarded = True
 
     def _affected(self, before: int) -> int:
         """The rows that the last statement changed, without those of triggers; ``before`` are all changes before it."""
@@ -357,6 +363,10 @@ class SqlConnection:
         cursor = self._execute(text, bindings, reading_only, in_transaction, seconds)
         self._learn(text)
         return self._columns, cursor
+
+    def knows(self, text: str) -> bool:
+        """Whether a statement was run before, with the schema of now: it need not be prepared."""
+        return text in self._known
 
     def is_quick(self, text: str) -> bool:
         """Whether a statement that was run is a read that, on few rows, cannot take long."""
@@ -436,7 +446,12 @@ class SqlConnection:
         else:
             if len(self._known) >= _KNOWN_STATEMENTS:
                 self._known.clear()
-            quick = self._readonly and self._policy.quick and len(text) <= _LONGEST_QUICK_TEXT
+            quick = (
+                self._readonly
+                and self._policy.quick
+                and self._policy.looks <= _MOST_QUICK_LOOKS
+                and len(text) <= _LONGEST_QUICK_TEXT
+            )
             self._known[text] = _Known(self._readonly, self._columns, quick)
 
     def run_many(self, text: str, sequence: Iterable[Bindings], *, seconds: float | None) -> Outcome:
@@ -630,6 +645,8 @@ class SqlConnection:
                 self._db.set_last_insert_rowid(0)  # to tell whether it inserts anything
         if self._many:
             self._before_a_run()
+        elif self._guards and not readonly and not self._policy.savepoint:
+            self._guard()
         self._readonly = readonly
         self._columns = _unique([column[0] for column in cursor.get_description()])
         return True
@@ -674,19 +691,22 @@ class SqlConnection:
             return SqlConstraintError(f"{text}.", details={"extended_code": getattr(error, "extendedresult", None)})
         if "VACUUM" in text:
             return SqlForbiddenError(VACUUM_REFUSED)
+        details = {"sqlite_code": getattr(error, "result", None)}
         if isinstance(error, apsw.NoMemError):
             return SqlError(
                 "the statement needs more memory than SQL may take.",
                 remediation="Ask for less at a time, or start the server with a larger --sql-memory.",
+                details=details,
             )
         if isinstance(error, apsw.TooBigError):
             return SqlError(
                 f"{text}.",
                 remediation="Make it less; behind a daemon a text or blob has --max-frame bytes at the most.",
+                details=details,
             )
         if isinstance(error, apsw.FullError):
             return TransactionTooLargeError(f"{text}.")
-        return SqlError(f"{text}.", details={"sqlite_code": getattr(error, "result", None)})
+        return SqlError(f"{text}.", details=details)
 
 
 def _changes_rows(text: str) -> bool:
@@ -700,12 +720,15 @@ def _unique(names: list[str]) -> list[str]:
     if len(set(names)) == len(names):
         return names
     taken: set[str] = set()
+    numbers: dict[str, int] = {}
     out: list[str] = []
     for name in names:
-        given, number = name, 0
+        given, number = name, numbers.get(name, 0)
         while given in taken:
             number += 1
             given = f"{name}:{number}"
+        # Not counted again: two thousand columns of one name would take a second.
+        numbers[name] = number
         taken.add(given)
         out.append(given)
     return out

@@ -44,6 +44,7 @@ _IDLE_CONNECTIONS = 8
 _WRITE_WAIT_SECONDS = 30.0
 _CONFLICT_ATTEMPTS = 100
 _QUICK_TEXTS = 512
+_SCHEMA_SIZE = "SELECT ifnull(sum(length(sql)), 0) + 100 * count(*) FROM sqlite_schema"
 
 
 _DEFAULTS = SqlOptions()
@@ -89,6 +90,7 @@ class SqlEngine:
         self._closed = False
         # The names of the tables, by the mark of the schema that has them.
         self._tables: dict[bytes, frozenset[bytes]] = {}
+        self._schema_size: dict[bytes, int] = {}
         # Only where every commit is announced in this process can a reader tell that there was none.
         self._sticky = engine.access is Access.EXCLUSIVE
         if self._sticky:
@@ -330,6 +332,11 @@ class SqlEngine:
         names = self._tables
         return names.get(schema_cookie(page[HEADER_SIZE:]))
 
+    def schema_size(self, snapshot: Snapshot) -> int | None:
+        """About how many bytes of schema SQLite has to read, as far as it is known."""
+        page = snapshot.record(self.pages.space, self.pages.first)
+        return None if page is None else self._schema_size.get(schema_cookie(page[HEADER_SIZE:]))
+
     def learn_tables(self) -> None:
         """Read the names of the tables and views of now."""
         connection = self._reader()
@@ -337,9 +344,13 @@ class SqlEngine:
             names = connection.run(
                 TABLE_NAMES, None, reading_only=True, in_transaction=False, seconds=self.seconds
             ).rows
+            ((size,),) = connection.run(
+                _SCHEMA_SIZE, None, reading_only=True, in_transaction=False, seconds=self.seconds
+            ).rows
             cookie = connection.file.schema_cookie
         finally:
             self._has_read(connection)
+        self._schema_size = {cookie: size}
         self._tables = {cookie: frozenset(name.encode(errors="surrogatepass") for (name,) in names)}
 
     # Inside a transaction

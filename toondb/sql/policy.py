@@ -77,6 +77,7 @@ _ARGUMENT_PRAGMAS = frozenset(
 _FORBIDDEN_FUNCTIONS = frozenset(
     {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "lsdir", "fsdir"}
 )
+_CHANGES = frozenset({apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE})
 _QUICK_ACTIONS = frozenset({apsw.SQLITE_SELECT, apsw.SQLITE_READ})
 _QUICK_FUNCTIONS = frozenset(
     {
@@ -135,21 +136,24 @@ class Policy:
         repeated: The statement is run many times.
         writes: The statement writes, though SQLite takes it for one that reads.
         row_id: The statement asks for the row id of the last insert.
+        changes: The statement, or what it sets off, updates or deletes rows.
         inserts: The statement inserts rows itself, not only by triggers.
         triggers: The statement fires triggers.
+        looks: How often it was asked; a view has as many parts as it likes, however short the statement is.
         quick: The statement does nothing that takes long in one step of SQLite's virtual machine.
     """
 
     def __init__(self, *, only_quick: bool = False) -> None:
         self._only_quick = only_quick
         self.quick = True
+        self.looks = 0
         self.refused = ""
         self.internal = False
         self.in_transaction = False
         self.savepoint = False
         self.triggers = False
         self.savepoints: list[str] | None = None
-        self.repeated = self.writes = self.row_id = self.inserts = False
+        self.repeated = self.writes = self.row_id = self.inserts = self.changes = False
         self._new_trigger = ""
 
     def begin(self, *, in_transaction: bool) -> None:
@@ -157,15 +161,17 @@ class Policy:
         self.refused = ""
         self.in_transaction = in_transaction
         self.savepoint = self.triggers = False
-        self.repeated = self.writes = self.row_id = self.inserts = False
+        self.repeated = self.writes = self.row_id = self.inserts = self.changes = False
         self._new_trigger = ""
         self.quick = True
+        self.looks = 0
 
     def __call__(
         self, action: int, first: str | None, second: str | None, database: str | None, trigger: str | None
     ) -> int:
         if self.internal:
             return apsw.SQLITE_OK
+        self.looks += 1
         if trigger is not None:
             self.triggers = True
         if action not in _QUICK_ACTIONS and not (action == apsw.SQLITE_FUNCTION and second in _QUICK_FUNCTIONS):
@@ -174,6 +180,8 @@ class Policy:
                 return apsw.SQLITE_DENY
         if action == apsw.SQLITE_INSERT and trigger is None:
             self.inserts = True
+        elif action in _CHANGES:
+            self.changes = True
         check = _CHECKS.get(action)
         # CREATE TABLE temp.t is no CREATE TEMP TABLE to SQLite, and makes the same. That of a trigger is seen only by
         # where it is noted.

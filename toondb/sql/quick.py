@@ -8,6 +8,7 @@ caller runs the statement again where time does not matter. It changed nothing.
 from __future__ import annotations
 
 import contextlib
+import time
 
 import apsw
 
@@ -23,7 +24,8 @@ _PAGES = 64
 _ROWS = 256
 _BYTES = 256 * 1024
 _LONGEST_VALUE = 64 * 1024
-_MOST_TABLES = 500
+_MOST_SCHEMA_BYTES = 128 * 1024
+_PREPARING_SECONDS = 0.005
 _SLOW = 512
 
 
@@ -51,7 +53,16 @@ class QuickReader:
             if connection is None:
                 return None
             connection.file.reads_left = _PAGES
-            columns, cursor = connection.start(text, bindings, reading_only=True, in_transaction=False, seconds=None)
+            if connection.knows(text):
+                columns, cursor = self._start(connection, text, bindings)
+            else:
+                # No budget ends this: time on the thread, so that others of a busy machine do not count.
+                began = time.thread_time()
+                try:
+                    columns, cursor = self._start(connection, text, bindings)
+                finally:
+                    if time.thread_time() - began > _PREPARING_SECONDS:
+                        self._note_slow(text)
             rows, ended, _ = connection.fetch(cursor, _ROWS, None, _BYTES)
             if ended:
                 return Outcome(columns, rows, 0, 0)
@@ -63,6 +74,10 @@ class QuickReader:
         finally:
             self._running = False
         return None
+
+    @staticmethod
+    def _start(connection: SqlConnection, text: str, bindings: Bindings) -> tuple[list[str], apsw.Cursor]:
+        return connection.start(text, bindings, reading_only=True, in_transaction=False, seconds=None)
 
     @property
     def read_lsn(self) -> int | None:
@@ -92,9 +107,9 @@ class QuickReader:
             return connection
         snapshot = self._sql.private_snapshot()
         try:
-            names = self._sql.table_names(snapshot)
-            # It takes SQLite long to read a large schema.
-            if not names or len(names) > _MOST_TABLES:
+            size = self._sql.schema_size(snapshot)
+            # It takes SQLite long to read a large schema, and all of it again after each change of it.
+            if size is None or size > _MOST_SCHEMA_BYTES:
                 snapshot.close()
                 return None
             if connection is None:
