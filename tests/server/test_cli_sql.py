@@ -416,9 +416,13 @@ class Terminal:
         def control() -> None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 
+        environ = child_environ({"TERM": "dumb", "INPUTRC": os.devnull, **env})
+        # Of another terminal: the one in which the tests run.
+        for name in ("COLUMNS", "LINES"):
+            environ.pop(name, None)
         self.process = subprocess.Popen(
             server_command(*args),
-            env=child_environ({"TERM": "dumb", "INPUTRC": os.devnull, **env}),
+            env=environ,
             stdin=inner,
             stdout=inner,
             stderr=inner,
