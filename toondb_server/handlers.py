@@ -29,7 +29,7 @@ from toondb_protocol.errors import (
 )
 from toondb_protocol.frames import pack_header
 from toondb_protocol.keys import check_key
-from toondb_protocol.layout import decode_fields, encode_map
+from toondb_protocol.layout import decode_fields
 from toondb_protocol.messages import BEGIN_OPTIONS, MESSAGES, OPTIONS_FLAG, decode_options
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 from toondb_protocol.paths import join_path
@@ -43,6 +43,7 @@ from .requests import (
     Volatile,
     Write,
     boolean,
+    end_stream,
     exactly_u64,
     expect_empty,
     find_transaction,
@@ -245,8 +246,7 @@ _FLAG = OPTIONS_FLAG >> 24
 
 def result_frame(result: object) -> bytes:
     """The END_STREAM that answers a write with options."""
-    payload = encode_map({"result": result})
-    return pack_header(Reply.END_STREAM, len(payload)) + payload
+    return end_stream({"result": result})
 
 
 def _put_optioned(session: Session, transaction_id: int, payload: bytes) -> Result:

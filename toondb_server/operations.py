@@ -10,11 +10,9 @@ import msgpack
 
 from toondb_protocol.collections import MAX_VALUES, OPERATIONS, READING
 from toondb_protocol.errors import MalformedRequestError, TransactionTooLargeError, ValidationError
-from toondb_protocol.frames import pack_header
-from toondb_protocol.layout import decode_parts, encode_map
-from toondb_protocol.opcodes import Reply
+from toondb_protocol.layout import decode_parts
 
-from .requests import Job, boolean, find_transaction, only, row_frames, uint
+from .requests import Result, boolean, end_stream, find_transaction, only, row_frames, uint
 from .workers import Last, Steps, Task
 
 if TYPE_CHECKING:
@@ -65,7 +63,7 @@ class Parts:
         return decode_parts(self._parts, MAX_VALUES)
 
 
-def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -> Job:
+def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -> Result:
     """A QUERY with ``op``."""
     # Whatever is refused here, or comes in between: the parts before it do not go on.
     parts, session.parts = session.parts, None
@@ -85,7 +83,7 @@ def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -
     parts.add(body.get("args", b""), session.engine.options.max_transaction_bytes)
     if boolean(body, "more", default=False):
         session.parts = parts
-        return _one(_end(0))
+        return end_stream({"rows": 0})
     gathered = parts
     if transaction is not None:
         session.view = transaction.snapshot
@@ -103,7 +101,7 @@ def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -
             frames = b"".join(row_frames(session, [part], 1))
             count += 1
         # With the end in the same step: a step more is a turn of the event loop more.
-        yield Last(frames + _end(count))
+        yield Last(frames + end_stream({"rows": count}))
 
     workers = server.workers if operation in READING else server.writing_workers
     return Task(session, steps(), workers).job()
@@ -124,12 +122,3 @@ def _packed(result: Any, size: int) -> Iterator[bytes]:
         pending += msgpack.packb(result)
     for at in range(0, len(pending), size):
         yield bytes(pending[at : at + size])
-
-
-def _end(rows: int) -> bytes:
-    payload = encode_map({"rows": rows})
-    return pack_header(Reply.END_STREAM, len(payload)) + payload
-
-
-def _one(reply: bytes) -> Job:
-    yield reply

@@ -19,7 +19,7 @@ from toondb_protocol.errors import (
     TransactionNotFoundError,
 )
 from toondb_protocol.frames import REPLY_SLACK, pack_header
-from toondb_protocol.layout import decode_map
+from toondb_protocol.layout import decode_map, encode_map
 from toondb_protocol.messages import MapKey, check_body
 from toondb_protocol.opcodes import Reply
 
@@ -40,6 +40,7 @@ __all__ = [
     "Write",
     "binary",
     "boolean",
+    "end_stream",
     "exactly_u64",
     "expect_empty",
     "find_transaction",
@@ -250,6 +251,12 @@ def only(body: dict[str, Any], name: str, allowed: frozenset[str]) -> None:
 
 
 # Replies
+
+
+def end_stream(facts: dict[str, Any]) -> bytes:
+    """The END_STREAM frame with these facts."""
+    payload = encode_map(facts)
+    return pack_header(Reply.END_STREAM, len(payload)) + payload
 
 
 def row_frames(session: Session, rows: list[Any], width: int) -> Iterator[bytes]:

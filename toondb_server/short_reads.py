@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import msgpack
 
 from toondb_protocol.frames import pack_header
-from toondb_protocol.layout import encode_map
 from toondb_protocol.opcodes import Reply
+
+from .requests import end_stream
 
 if TYPE_CHECKING:
     from toondb.sql.connection import Outcome
@@ -106,8 +107,8 @@ class ShortReads:
 def _around(columns: tuple[str, ...], rows: int) -> tuple[bytes, bytes]:
     """What comes before and after the rows."""
     payload: bytes = msgpack.packb(columns)
-    end = encode_map({"rows": rows, "cursor": None, "affected": 0, "last_row_id": 0})
-    return pack_header(Reply.ROW, len(payload)) + payload, pack_header(Reply.END_STREAM, len(end)) + end
+    end = end_stream({"rows": rows, "cursor": None, "affected": 0, "last_row_id": 0})
+    return pack_header(Reply.ROW, len(payload)) + payload, end
 
 
 def short_read(session: Session, payload: bytes) -> bytes | None:

@@ -19,12 +19,9 @@ from toondb_protocol.errors import (
     TransactionError,
     TransactionTooLargeError,
 )
-from toondb_protocol.frames import pack_header
-from toondb_protocol.layout import encode_map
-from toondb_protocol.opcodes import Reply
 from toondb_protocol.sql_values import ParameterSets, given_sql, only_reads
 
-from .requests import Job, Result, boolean, find_transaction, map_body, only, row_frames, uint
+from .requests import Job, Result, boolean, end_stream, find_transaction, map_body, only, row_frames, uint
 from .workers import Last, Steps, Task
 
 if TYPE_CHECKING:
@@ -91,7 +88,7 @@ def run_sql(session: Session, transaction_id: int, body: dict[str, Any], payload
         gathered.add(payload, part, session.engine.options.max_transaction_bytes)
         if boolean(body, "more", default=False):
             session.gathered = gathered
-            return _finished_job(_end(0, None))
+            return _end(0, None)
         return _outcome_job(session, transaction_id, lambda runner: runner.execute_many(text, gathered))
     if body.keys() & {"names", "more", "part"}:
         raise MalformedRequestError("'names', 'more' and 'part' go with 'runs'")
@@ -176,9 +173,7 @@ def _decoded(payload: bytes) -> ParameterSets:
 
 
 def _end(rows: int, cursor: int | None, affected: int = 0, last_row_id: int = 0) -> bytes:
-    facts: dict[str, Any] = {"rows": rows, "cursor": cursor, "affected": affected, "last_row_id": last_row_id}
-    payload = encode_map(facts)
-    return pack_header(Reply.END_STREAM, len(payload)) + payload
+    return end_stream({"rows": rows, "cursor": cursor, "affected": affected, "last_row_id": last_row_id})
 
 
 def _reply(session: Session, outcome: Outcome) -> bytes:
@@ -190,10 +185,6 @@ def _reply(session: Session, outcome: Outcome) -> bytes:
         out += row_frames(session, list(chain.from_iterable(rows)), width)
     out.append(_end(len(rows), None, affected, last_row_id))
     return b"".join(out)
-
-
-def _finished_job(reply: bytes) -> Job:
-    yield reply
 
 
 def _outcome_job(session: Session, transaction_id: int, run: Callable[[Any], Outcome]) -> Job:
@@ -341,11 +332,11 @@ def _cursor_job(session: Session, cursor: SqlCursor, window: int, *, writes: boo
                 cursor.close()
 
 
-def resume_cursor(session: Session, cursor: SqlCursor, window: int, *, close: bool) -> Job:
+def resume_cursor(session: Session, cursor: SqlCursor, window: int, *, close: bool) -> Result:
     """Go on with a statement, or close it."""
     if close:
         drop_sql_cursor(session, cursor)
-        return _finished_job(_end(0, None))
+        return _end(0, None)
     del session.sql_cursors[cursor.id]
     # Not left to the worker thread: until its first step this would look like the end of the next window.
     cursor.paused = False

@@ -22,7 +22,7 @@ from toondb_protocol.errors import (
 )
 from toondb_protocol.frames import REPLY_SLACK, pack_header
 from toondb_protocol.keys import check_key, prefix_end
-from toondb_protocol.layout import decode_fields, encode_map
+from toondb_protocol.layout import decode_fields
 from toondb_protocol.messages import MESSAGES, QUERY_KEYS, SCAN_KEYS
 from toondb_protocol.opcodes import Opcode, Reply
 from toondb_protocol.record import decode_expiry, live_value, now_ms
@@ -34,6 +34,7 @@ from .requests import (
     Result,
     binary,
     boolean,
+    end_stream,
     find_transaction,
     map_body,
     only,
@@ -212,8 +213,7 @@ def drop_cursor(session: Session, cursor: Cursor) -> None:
 
 
 def _end_stream(rows: int, cursor: int | None) -> bytes:
-    payload = encode_map({"rows": rows, "cursor": cursor})
-    return pack_header(Reply.END_STREAM, len(payload)) + payload
+    return end_stream({"rows": rows, "cursor": cursor})
 
 
 def _scan_job(session: Session, start: Callable[[], Cursor], window: int) -> Job:
@@ -334,8 +334,7 @@ def _changes_job(session: Session, body: dict[str, Any]) -> Job:
             continue
         left = give_up - server.loop.time()
         if rows or since is None or left <= 0 or server.draining or session.input_ended:
-            payload = encode_map({"rows": rows, "lsn": lsn})
-            yield pack_header(Reply.END_STREAM, len(payload)) + payload
+            yield end_stream({"rows": rows, "lsn": lsn})
             return
         since = lsn
         yield Parked(lsn, left)
