@@ -9,64 +9,26 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from toondb_protocol.collections import MAX_VALUES, OPERATIONS, READING
-from toondb_protocol.errors import MalformedRequestError, TransactionTooLargeError, ValidationError
+from toondb_protocol.errors import ValidationError
 from toondb_protocol.layout import decode_parts
 
+from .parts import Parts
 from .requests import Result, boolean, end_stream, find_transaction, only, row_frames, uint
 from .workers import Last, Steps, Task
 
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["Parts", "operation_job"]
+__all__ = ["operation_job"]
 
 _PART_BYTES = 256 * 1024
-_PART_OVERHEAD = 100
 _KEYS = frozenset({"op", "args", "more", "part"})
-
-
-class Parts:
-    """The arguments of an operation, in parts as they came.
-
-    Args:
-        operation: Its name.
-        transaction: The transaction it is in, 0 = none.
-
-    Attributes:
-        touched_at: ``time.monotonic()`` of its latest part.
-    """
-
-    def __init__(self, operation: str, transaction: int) -> None:
-        self._operation = operation
-        self._transaction = transaction
-        self.touched_at = time.monotonic()
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def goes_on(self, operation: str, transaction: int, part: int) -> bool:
-        """Whether a request is the next part."""
-        return (operation, transaction, part) == (self._operation, self._transaction, len(self._parts))
-
-    def add(self, data: bytes, limit: int) -> None:
-        """Keep a part."""
-        self.touched_at = time.monotonic()
-        self._size += len(data) + _PART_OVERHEAD
-        if self._size > limit:
-            raise TransactionTooLargeError(
-                f"the arguments have {self._size} bytes, the cap of a transaction is {limit}.",
-                details={"limit": limit, "actual": self._size},
-            )
-        self._parts.append(data)
-
-    def arguments(self) -> dict[str, Any]:
-        """All of them, once."""
-        return decode_parts(self._parts, MAX_VALUES)
 
 
 def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -> Result:
     """A QUERY with ``op``."""
     # Whatever is refused here, or comes in between: the parts before it do not go on.
-    parts, session.parts = session.parts, None
+    before = session.parts.pop("operation", None)
     session.view = None
     only(body, "op", _KEYS)
     operation: str = body["op"]
@@ -75,23 +37,18 @@ def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -
     transaction = find_transaction(session, transaction_id) if transaction_id else None
     if transaction is not None:
         transaction.snapshot.touched_at = time.monotonic()
-    number = uint(body, "part")
-    if not number:
-        parts = Parts(operation, transaction_id)
-    elif parts is None or not parts.goes_on(operation, transaction_id, number):
-        raise MalformedRequestError(f"part {number} does not follow part {number - 1} of the same operation")
-    parts.add(body.get("args", b""), session.engine.options.max_transaction_bytes)
+    gathered = Parts.following(before, "operation", operation, transaction_id, uint(body, "part"))
+    gathered.add(body.get("args", b""), session.engine.options.max_transaction_bytes, "arguments")
     if boolean(body, "more", default=False):
-        session.parts = parts
+        session.parts["operation"] = gathered
         return end_stream({"rows": 0})
-    gathered = parts
     if transaction is not None:
         session.view = transaction.snapshot
         session.uses_sql = True  # a text is indexed in pages that its commit has to write
     server = session.server
 
     def steps() -> Steps:
-        result = server.collections().operate(operation, gathered.arguments(), transaction)
+        result = server.collections().operate(operation, decode_parts(gathered.payloads, MAX_VALUES), transaction)
         count = 0
         step = min(_PART_BYTES, max(1, server.config.max_frame // 2))
         frames = b""

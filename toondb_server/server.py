@@ -336,12 +336,10 @@ class Server:
                 continue
             ended += 1
         for session in self.sessions:
-            if session.gathered is not None and now - session.gathered.touched_at > options.transaction_idle_seconds:
-                session.gathered = None
-                ended += 1
-            if session.parts is not None and now - session.parts.touched_at > options.transaction_idle_seconds:
-                session.parts = None
-                ended += 1
+            for kind, parts in list(session.parts.items()):
+                if now - parts.touched_at > options.transaction_idle_seconds:
+                    del session.parts[kind]
+                    ended += 1
         return ended
 
     async def drain(self, grace: float) -> None:

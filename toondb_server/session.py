@@ -34,10 +34,10 @@ from toondb_protocol.layout import encode_map
 from toondb_protocol.opcodes import EXTENDED, Opcode, Reply
 
 from .handlers import HANDLERS, PURE, result_frame
-from .operations import Parts
+from .parts import Parts
 from .reply_cache import is_cacheable
 from .requests import Answered, Job, Kind, Parked, Refused, Volatile, Waiting, Write
-from .sql import Gathered, SqlCursor, drop_sql_cursor
+from .sql import SqlCursor, drop_sql_cursor
 from .streams import Cursor
 
 if TYPE_CHECKING:
@@ -107,7 +107,6 @@ class Session(asyncio.Protocol):
         "_yielded",
         "cursors",
         "engine",
-        "gathered",
         "next_cursor",
         "parts",
         "peer",
@@ -130,9 +129,8 @@ class Session(asyncio.Protocol):
         self.transactions: dict[int, Transaction] = {}
         self.cursors: dict[int, Cursor] = {}
         self.sql_cursors: dict[int, SqlCursor] = {}
-        # Parameters of a statement whose last ones are still to come.
-        self.gathered: Gathered | None = None
-        self.parts: Parts | None = None
+        # Requests whose last part is still to come, one of each kind.
+        self.parts: dict[str, Parts] = {}
         # A transaction of this session may have SQL to write at its commit, which is then no plain write.
         self.uses_sql = False
         self.next_cursor = 1
@@ -185,7 +183,7 @@ class Session(asyncio.Protocol):
         self.cursors.clear()
         for statement in list(self.sql_cursors.values()):
             drop_sql_cursor(self, statement)
-        self.gathered = self.parts = None
+        self.parts.clear()
         for transaction in self.transactions.values():
             # One that is with the writer thread is settled when the writer answers.
             if transaction.state is State.ACTIVE:

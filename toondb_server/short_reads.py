@@ -117,5 +117,6 @@ def short_read(session: Session, payload: bytes) -> bytes | None:
     reply = None if short_reads is None else short_reads.reply(payload)
     if reply is not None:
         # As any request does, it ends what was sent in parts.
-        session.gathered = session.view = None
+        session.parts.pop("statement", None)
+        session.view = None
     return reply

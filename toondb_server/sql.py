@@ -17,10 +17,10 @@ from toondb_protocol.errors import (
     SnapshotExpiredError,
     ToonDBError,
     TransactionError,
-    TransactionTooLargeError,
 )
 from toondb_protocol.sql_values import ParameterSets, given_sql, only_reads
 
+from .parts import Parts
 from .requests import Job, Result, boolean, end_stream, find_transaction, map_body, only, row_frames, uint
 from .workers import Last, Steps, Task
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from .session import Session
 
 __all__ = [
-    "Gathered",
     "SqlCursor",
     "commit_job",
     "create_table_job",
@@ -49,7 +48,6 @@ _STEP_BYTES = 256 * 1024
 _MOST_ROWS = 16_384
 _MOST_VALUES = 262_144
 _MOST_CURSORS_PER_SESSION = 16
-_PART_OVERHEAD = 128
 _LONGEST_QUICK_TEXT = 4096
 
 _SQL_KEYS = frozenset({"sql", "params", "runs", "names", "more", "part", "script", "window"})
@@ -73,23 +71,19 @@ def run_sql(session: Session, transaction_id: int, body: dict[str, Any], payload
     text = given_sql(body["sql"])
     params = body.get("params")
     script = boolean(body, "script", default=False)
-    gathered, session.gathered = session.gathered, None
+    before = session.parts.pop("statement", None)
     session.view = None
     if "runs" in body:
         if script or "window" in body:
             raise MalformedRequestError("'runs' does not go with 'script' or 'window'")
         part = _run_sets(body)
-        number = uint(body, "part")
-        if not number:
-            gathered = Gathered(text, transaction_id)
-        elif gathered is None or not gathered.goes_on(text, transaction_id, number):
-            # A part was refused or lost: the others alone must not be run.
-            raise MalformedRequestError(f"part {number} does not follow part {number - 1} of the same statement")
-        gathered.add(payload, part, session.engine.options.max_transaction_bytes)
+        gathered = Parts.following(before, "statement", text, transaction_id, uint(body, "part"))
+        gathered.add(payload, session.engine.options.max_transaction_bytes, "parameters")
         if boolean(body, "more", default=False):
-            session.gathered = gathered
+            session.parts["statement"] = gathered
             return _end(0, None)
-        return _outcome_job(session, transaction_id, lambda runner: runner.execute_many(text, gathered))
+        values = _Values(gathered.payloads[:-1], part)
+        return _outcome_job(session, transaction_id, lambda runner: runner.execute_many(text, values))
     if body.keys() & {"names", "more", "part"}:
         raise MalformedRequestError("'names', 'more' and 'part' go with 'runs'")
     if script:
@@ -125,44 +119,15 @@ def _run_sets(body: dict[str, Any]) -> ParameterSets:
     return ParameterSets(names, width, params, runs)
 
 
-class Gathered:
-    """The values for many runs of one statement, as they came: packed they take least memory.
+class _Values:
+    """The values for many runs of one statement; those of the parts before the last are decoded as they are used."""
 
-    Args:
-        text: The statement.
-        transaction: The transaction it is for, 0 = none.
-
-    Attributes:
-        touched_at: ``time.monotonic()`` when the last of them came.
-    """
-
-    def __init__(self, text: str, transaction: int) -> None:
-        self.touched_at = time.monotonic()
-        self._text = text
-        self._transaction = transaction
-        self._payloads: list[bytes] = []
-        self._last: ParameterSets | None = None
-        self._size = 0
-
-    def goes_on(self, text: str, transaction: int, part: int) -> bool:
-        """Whether a request is the next part."""
-        return (text, transaction, part) == (self._text, self._transaction, len(self._payloads))
-
-    def add(self, payload: bytes, sets: ParameterSets, limit: int) -> None:
-        """Keep the values of one request."""
-        self.touched_at = time.monotonic()
-        self._size += len(payload) + _PART_OVERHEAD
-        if self._size > limit:
-            raise TransactionTooLargeError(
-                f"the parameters have {self._size} bytes, the cap of a transaction is {limit}.",
-                details={"limit": limit, "actual": self._size},
-            )
-        self._payloads.append(payload)
-        self._last = sets
+    def __init__(self, before: list[bytes], last: ParameterSets) -> None:
+        self._before = before
+        self._last = last
 
     def __iter__(self) -> Iterator[Any]:
-        *before, _ = self._payloads
-        return chain(chain.from_iterable(map(_decoded, before)), self._last or ())
+        return chain(chain.from_iterable(map(_decoded, self._before)), self._last)
 
 
 def _decoded(payload: bytes) -> ParameterSets:
