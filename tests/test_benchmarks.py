@@ -309,10 +309,6 @@ def test_vector_rows_run_and_are_judged(tmp_path: Path) -> None:
         assert verdict.measured is not None or "sochdb" in peer or "hnswlib" in peer
         if verdict.target.recall:
             assert verdict.passed, verdict  # so few documents are compared one by one
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return
     assert plot_curve(results, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert not plot_curve([result for result in results if result.row.name != CURVE], tmp_path / "none.png")
