@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from toondb_protocol.errors import ValidationError
 
 from .vector.atomic_file import Name, open_regular, replacing, target
-from .vector.hnsw import HnswIndex, check_ef, check_k
+from .vector.hnsw import CHUNK_ROWS, HnswIndex, check_ef, check_k
 from .vector.hnsw_file import read_index, write_index
 from .vector.ids import Id, Numbers, read_ids, write_numbers
 from .vector.metrics import DEFAULT_EF_CONSTRUCTION, DEFAULT_M, Floats, Labels
@@ -168,11 +168,15 @@ def bulk_build_index(
     vectors = vectors_of(embeddings, "the input", dimension, format)
     index = HnswIndex(vectors.dimension, metric, m, ef_construction, threads)
     numbers = None if ids is None else _numbers(ids, vectors.rows)
-    for start, rows in parts(vectors):
-        stop = start + len(rows)
-        index.add(np.arange(start, stop), index.prepare(rows, vectors.name, start))
-        if progress is not None:
-            progress(stop, vectors.rows)
+    index.reserve(vectors.rows)
+    for first, part in parts(vectors):
+        # In small steps: between two of them the progress is told, and Ctrl-C is heard.
+        for start in range(first, first + len(part), CHUNK_ROWS):
+            rows = part[start - first : start - first + CHUNK_ROWS]
+            stop = start + len(rows)
+            index.add(np.arange(start, stop), index.prepare(rows, vectors.name, start))
+            if progress is not None:
+                progress(stop, vectors.rows)
     index.flush()
     built = time.perf_counter()
     labels = np.arange(vectors.rows)
@@ -327,8 +331,9 @@ def recall(found: NDArray[Any], truth: Any, k: int) -> float:
         k: How many of each row.
 
     Raises:
-        ValidationError: Truth is not a matrix of integers with as many rows, and ``k`` columns.
+        ValidationError: Truth is not a matrix of integers with as many rows, and ``k`` columns; ``k`` is not 1 or more.
     """
+    k = check_k(k)
     matrix = read_integers(truth, "the truth") if isinstance(truth, str | Path) else np.asarray(truth)
     if matrix.ndim != 2 or matrix.dtype.kind not in "iu" or len(matrix) != len(found) or matrix.shape[1] < k:
         raise ValidationError(
@@ -413,14 +418,24 @@ def _objects(ids: Sequence[Id]) -> NDArray[Any]:
     return array
 
 
+def _as_integers(ids: Any) -> NDArray[Any]:
+    try:
+        found = np.asarray(ids)
+        if found.dtype.kind not in "iu":
+            # Of numbers below and above 2^63 NumPy makes floats.
+            exact = np.asarray(ids, dtype=object)
+            if exact.ndim == 1 and all(type(one) is int and 0 <= one < 1 << 64 for one in exact.tolist()):
+                found = exact.astype(np.uint64)
+    except (ValueError, OverflowError):
+        found = np.empty(len(ids), dtype=object)
+    return found
+
+
 def _numbers(ids: Any, rows: int) -> Numbers:
     if isinstance(ids, str | Path) or hasattr(ids, "__fspath__"):
         found = read_integers(ids, "the ids")
     else:
-        try:
-            found = np.asarray(ids)
-        except (ValueError, OverflowError):
-            found = np.asarray(ids, dtype=object)
+        found = _as_integers(ids)
     if found.size == 0 and rows == 0:
         found = np.empty(0, np.uint64)
     if found.ndim != 1 or found.dtype.kind not in "iu":

@@ -15,7 +15,7 @@ import pytest
 from tests.collections.brute import by_id, nearest, unit
 from toondb import Database
 from toondb.collections import text as text_module
-from toondb.collections import vector_cache, vector_caches
+from toondb.collections import vector_caches
 from toondb.collections.text import words_of
 from toondb.filters import compile_filter
 from toondb_protocol.collections import Collection, Namespace
@@ -132,8 +132,8 @@ def test_an_index_that_disagrees_is_not_believed(db: Database, ns: Namespace) ->
     docs, model = filled(ns, 1200)
     settle(db, docs)
     (cache,) = db._shared.collections()._caches._caches.values()
-    for id, known in list(cache._documents.items()):
-        cache._documents[id] = vector_cache.Known(known.lsn + 5, known.first, known.vectors)
+    for label, known in list(cache._owners.items()):
+        cache._owners[label] = cache._documents[known.id] = known._replace(lsn=known.lsn + 5)
     query = model["00100"][0]
     assert by_id(docs.vector_search(query, 9)) == [id for id, _ in nearest("cosine", query, model, 9)]
 
@@ -204,7 +204,7 @@ def test_churn_stays_bounded(db: Database, ns: Namespace, folder: Path) -> None:
                 logged = txn.stat(environment.document_log)["entries"]
             sizes.append((db.stats()["storage_used_bytes"], logged))
     (cache,) = db._shared.collections()._caches._caches.values()
-    assert len(cache) == len(cache._documents) == len(cache._ids) == 150
+    assert len(cache) == len(cache._documents) == len(cache._owners) == 150
     assert cache.hnsw._graph.nodes < 10_000
     assert sizes[1][0] < 1.5 * sizes[0][0]
     assert sizes[1][1] < 1.5 * sizes[0][1] + 100

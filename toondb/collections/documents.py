@@ -146,6 +146,11 @@ def vectors_of(value: bytes) -> tuple[int, list[tuple[str | None, bytes]]]:
     return dimension, [(None, vector)]
 
 
+def beginning_of_one(dimension: int) -> bytes:
+    """How the values of all documents with one vector of this dimension begin; the vector follows."""
+    return _HEAD.pack(ONE, 1, dimension)
+
+
 def metadata_of(value: bytes) -> dict[str, Any]:
     """The metadata in a value.
 

@@ -54,18 +54,18 @@ class Given:
 
     Args:
         arguments: As they came.
-        names: What they may be called.
+        names: What they may be called, in order.
 
     Raises:
         ValidationError: They are no map, or one is unknown.
     """
 
-    def __init__(self, arguments: object, names: tuple[str, ...]) -> None:
+    def __init__(self, arguments: object, names: dict[str, None]) -> None:
         if not isinstance(arguments, Mapping):
             raise ValidationError(f"the arguments of an operation are a map, got {shown(arguments)}.")
-        for name in arguments:
-            if name not in names:
-                raise ValidationError(f"the argument {shown(name)} is unknown; known: {', '.join(names)}.")
+        if not arguments.keys() <= names.keys():
+            unknown = next(name for name in arguments if name not in names)
+            raise ValidationError(f"the argument {shown(unknown)} is unknown; known: {', '.join(names)}.")
         self._arguments = arguments
 
     def get(self, name: str) -> Any:
@@ -145,7 +145,7 @@ class Given:
         return Vectors(_rows("vectors", data, count, dimension))
 
     def vector(self) -> Vectors | None:
-        """One vector, of the length that it has; None when there is none."""
+        """One vector, of the length that it has; None when there is none. Whoever compares it looks at its numbers."""
         data = self.get("vector")
         if data is None:
             return None
@@ -153,7 +153,12 @@ class Given:
         dimension = size // _FLOAT_SIZE
         if not 1 <= dimension <= MAX_DIMENSION:
             raise ValidationError(f"a vector has 1 to {MAX_DIMENSION} numbers of 4 bytes, got {shown(data)}.")
-        return Vectors(_rows("the query vector", data, 1, dimension))
+        if size != dimension * _FLOAT_SIZE:
+            raise DimensionMismatchError(
+                f"the query vector: {size} bytes are no numbers of 4 bytes.",
+                details={"expected": dimension * _FLOAT_SIZE, "actual": size},
+            )
+        return Vectors(np.frombuffer(data, dtype="<f4").reshape(1, dimension))
 
     def names(self) -> list[str]:
         """The names of several vectors."""

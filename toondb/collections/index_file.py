@@ -32,7 +32,7 @@ from toondb.vector.sections import SectionReader, SectionWriter
 from toondb_protocol.errors import ToonDBError
 
 from .catalog import CollectionEntry
-from .vector_cache import VectorCache
+from .vector_cache import VectorCache, is_half
 
 __all__ = ["FOLDER", "delete_saved", "load", "save", "saved_collections"]
 
@@ -124,8 +124,9 @@ def load(folder: Path, store: str, collection: CollectionEntry, snapshot: Snapsh
 def _state_of(about: dict[str, Any], store: str, collection: CollectionEntry, snapshot: Snapshot) -> LogState | None:
     """The state of the collection's log that a file has seen; None when this store never had it."""
     config = collection.config
-    wanted = (store, collection.id, config.dimension, config.metric.value, config.m, config.ef_construction)
-    if tuple(map(about.get, ("store", "collection", "dimension", "metric", "m", "ef_construction"))) != wanted:
+    half = is_half(config)
+    wanted = (store, collection.id, config.dimension, config.metric.value, config.m, config.ef_construction, half)
+    if tuple(map(about.get, ("store", "collection", "dimension", "metric", "m", "ef_construction", "half"))) != wanted:
         return None
     changed, token = about.get("changed"), about.get("token")
     if not isinstance(changed, int) or not isinstance(token, bytes) or not 0 < changed <= snapshot.lsn:

@@ -6,6 +6,7 @@ What is to be done can be done again: a commit that conflicts is repeated in ano
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from toondb.engine.environment import Space
@@ -204,7 +205,8 @@ class Operations:
         if expected is not None and expected != vectors.dimension:
             raise mismatch(collection, "the vector", vectors.dimension)
         # Refuses what has no direction, or is too long to be compared.
-        stored(vectors.rows, Metric.named(collection.config.metric.value))
+        what = "the vectors" if len(vectors.rows) > 1 else "the vector"
+        stored(vectors.rows, Metric.named(collection.config.metric.value), what)
         return collection if expected is not None else catalog.set_dimension(transaction, collection, vectors.dimension)
 
     def _write(
@@ -291,24 +293,19 @@ class Operations:
     # Searches
 
     def _search(self, given: Given) -> Action:
-        where = self._where(given)
-        ef, min_score = given.get("ef_search"), given.get("min_score")
-        asked = Asked(
-            vector=given.vector(),
-            text_query=given.text_or_none("text_query"),
-            k=given.number("k", MAX_K, 10),
-            filter=given.filter(),
-            alpha=given.real("alpha", 0.5, 0.0, 1.0),
-            rrf_fusion=given.flag("rrf_fusion", True),
-            k_rrf=given.number("k_rrf", MAX_EF, 60),
-            ef_search=None if ef is None else given.number("ef_search", MAX_EF),
-            min_score=None if min_score is None else real("min_score", min_score),
-            include_vectors=given.flag("include_vectors", False),
-            include_content=given.flag("include_content", True),
-        )
-        if asked.vector is None and asked.text_query is None:
+        vector, text_query, filter = given.vector(), given.text_or_none("text_query"), given.filter()
+        if vector is None and text_query is None:
             raise ValidationError("a search needs a vector, a text_query or both.")
-        return lambda transaction: self._searches.search(transaction, where(transaction), asked)
+        plain = tuple(map(given.get, _PLAIN))
+        try:
+            namespace, name, how = _asked(*plain)
+        except TypeError:  # something in it cannot be a key, and is refused
+            namespace, name, how = _asked.__wrapped__(*plain)
+        asked = how._replace(vector=vector, text_query=text_query, filter=filter)
+        searches = self._searches
+        return lambda transaction: searches.search(
+            transaction, catalog.collection_named(transaction, namespace, name), asked
+        )
 
     def _search_multi(self, given: Given) -> Action:
         where, names = self._where(given), given.names()
@@ -335,6 +332,27 @@ class Operations:
         return lambda transaction: search_multi(transaction, where(transaction), self._caches, asked)
 
 
+@lru_cache(256, typed=True)
+def _asked(*plain: Any) -> tuple[str, str, Asked]:
+    """Where a search is to be made, and how: the same for one search after the other."""
+    given = Given(dict(zip(_PLAIN, plain, strict=True)), dict.fromkeys(_PLAIN))
+    ef, min_score = given.get("ef_search"), given.get("min_score")
+    how = Asked(
+        vector=None,
+        text_query=None,
+        k=given.number("k", MAX_K, 10),
+        filter=None,
+        alpha=given.real("alpha", 0.5, 0.0, 1.0),
+        rrf_fusion=given.flag("rrf_fusion", True),
+        k_rrf=given.number("k_rrf", MAX_EF, 60),
+        ef_search=None if ef is None else given.number("ef_search", MAX_EF),
+        min_score=None if min_score is None else real("min_score", min_score),
+        include_vectors=given.flag("include_vectors", False),
+        include_content=given.flag("include_content", True),
+    )
+    return given.name(), given.name("collection", "collection"), how
+
+
 def _weights(weights: object, names: list[str], aggregation: Aggregation) -> dict[str, float]:
     if weights is None:
         return {}
@@ -354,7 +372,18 @@ def _document(id: str, value: bytes) -> list[Any]:
 
 
 _ASKED = ("k", "filter", "ef_search")
-_HANDLERS: dict[str, tuple[tuple[str, ...], Handler]] = {
+_PLAIN = (
+    *_WHERE,
+    "k",
+    "ef_search",
+    "alpha",
+    "rrf_fusion",
+    "k_rrf",
+    "min_score",
+    "include_vectors",
+    "include_content",
+)
+_NAMES_AND_HANDLERS: dict[str, tuple[tuple[str, ...], Handler]] = {
     "namespace_create": (("name", "display_name", "labels"), Operations._namespace_create),
     "namespace_get": (("name",), Operations._namespace_get),
     "namespace_list": ((), Operations._namespace_list),
@@ -379,23 +408,10 @@ _HANDLERS: dict[str, tuple[tuple[str, ...], Handler]] = {
     "document_delete": ((*_WHERE, "ids"), Operations._document_delete),
     "document_count": ((*_WHERE, "filter"), Operations._document_count),
     "document_iterate": ((*_WHERE, "after", "limit", "filter"), Operations._document_iterate),
-    "search": (
-        (
-            *_WHERE,
-            *_ASKED,
-            "vector",
-            "text_query",
-            "alpha",
-            "rrf_fusion",
-            "k_rrf",
-            "min_score",
-            "include_vectors",
-            "include_content",
-        ),
-        Operations._search,
-    ),
+    "search": ((*_PLAIN, "filter", "vector", "text_query"), Operations._search),
     "search_multi": (
         (*_WHERE, *_ASKED, "names", "vectors", "dimension", "aggregation", "weights"),
         Operations._search_multi,
     ),
 }
+_HANDLERS = {operation: (dict.fromkeys(names), handler) for operation, (names, handler) in _NAMES_AND_HANDLERS.items()}

@@ -6,16 +6,18 @@ learning methods", SIGIR 2009.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from toondb.engine.transaction import Transaction
 from toondb.vector.metrics import Metric
 from toondb_protocol.errors import CollectionConfigError, DimensionMismatchError
 
 from .catalog import CollectionEntry
-from .documents import answer_of, decode, metadata_of, read, vectors_of
-from .exact import Query, score_of
+from .documents import answer_of, decode, metadata_of, read_all, vectors_of
+from .exact import Hit, Query, score_of
 from .given import Filter, Vectors
 from .text import TextIndex
 from .vector_caches import VectorCaches
@@ -24,10 +26,10 @@ __all__ = ["Asked", "Searches", "mismatch", "query_of"]
 
 _FUSED_PER_RESULT = 4
 _FUSED_AT_LEAST = 100
+_READ_AT_ONCE = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A search; the fields are those of a ``SearchRequest``."""
 
     vector: Vectors | None
@@ -45,12 +47,12 @@ class Asked:
 
 @dataclass(slots=True)
 class _Found:
-    """A document that was found."""
+    """A document that was found; its value is read when it is needed."""
 
     id: str
-    value: bytes
     score: float
     distance: float | None = None
+    value: bytes | None = None
 
 
 class Searches:
@@ -75,54 +77,78 @@ class Searches:
             )
         if asked.text_query is None:
             assert query is not None
-            found = self._by_vector(view, collection, query, asked, asked.k)
-        elif query is None:
+            return self._near(view, collection, query, asked)
+        if query is None:
             found = self._by_words(view, collection, asked, asked.k)
         else:
             found = self._by_both(view, collection, query, asked)
-        if asked.min_score is not None:
-            found = [each for each in found if each.score >= asked.min_score]
-        return [_result(each, asked) for each in found[: asked.k]]
+        results: list[list[Any]] = []
+        for each, value in _read_first(view, collection, found, asked.k):
+            if asked.min_score is None or each.score >= asked.min_score:
+                distance = each.distance if query is None or each.distance is not None else _distance(value, query)
+                results.append(_result(each.id, value, each.score, distance, asked))
+        return results
 
-    def _by_vector(
-        self, view: Transaction, collection: CollectionEntry, query: Query, asked: Asked, k: int
-    ) -> list[_Found]:
+    def _near(self, view: Transaction, collection: CollectionEntry, query: Query, asked: Asked) -> list[list[Any]]:
+        """The results of a search by vector alone."""
+        results: list[list[Any]] = []
+        for distance, id, value in self._hits(view, collection, query, asked, asked.k):
+            score = score_of(query.metric, distance)
+            if asked.min_score is None or score >= asked.min_score:
+                results.append(_result(id, value, score, distance, asked))
+        return results
+
+    def _hits(self, view: Transaction, collection: CollectionEntry, query: Query, asked: Asked, k: int) -> list[Hit]:
         if collection.config.dimension is None:
             return []
-        hits = self._caches.search(view, collection, query, None, asked.filter, k, asked.ef_search)
-        return [_Found(hit.id, hit.value, score_of(query.metric, hit.distance), hit.distance) for hit in hits]
+        return self._caches.search(view, collection, query, None, asked.filter, k, asked.ef_search)
 
     def _by_words(self, view: Transaction, collection: CollectionEntry, asked: Asked, k: int) -> list[_Found]:
         assert asked.text_query is not None
-        found: list[_Found] = []
         rows = self._text.search(view, collection, asked.text_query)
         try:
-            for id, score in rows:
-                stored = read(view, collection, id)
-                if stored is None or (asked.filter is not None and not asked.filter.matches(metadata_of(stored[1]))):
-                    continue
-                found.append(_Found(id, stored[1], score))
-                if len(found) >= k:
-                    break
+            if asked.filter is None:
+                return [_Found(id, score) for id, score in islice(rows, k)]
+            found: list[_Found] = []
+            while len(found) < k and (some := [_Found(id, score) for id, score in islice(rows, _READ_AT_ONCE)]):
+                for each, value in _read_first(view, collection, some, len(some)):
+                    if asked.filter.matches(metadata_of(value)):
+                        found.append(each)
+            return found[:k]
         finally:
             rows.close()
-        return found
 
     def _by_both(self, view: Transaction, collection: CollectionEntry, query: Query, asked: Asked) -> list[_Found]:
         depth = max(_FUSED_PER_RESULT * asked.k, _FUSED_AT_LEAST)
-        near = self._by_vector(view, collection, query, asked, depth)
+        near = [
+            _Found(id, score_of(query.metric, distance), distance, value)
+            for distance, id, value in self._hits(view, collection, query, asked, depth)
+        ]
         fitting = self._by_words(view, collection, asked, depth)
         fused: dict[str, _Found] = {}
         for weight, ranking in ((asked.alpha, near), (1.0 - asked.alpha, fitting)):
             for each, part in zip(ranking, _parts(ranking, asked), strict=True):
-                known = fused.setdefault(each.id, _Found(each.id, each.value, 0.0))
+                known = fused.setdefault(each.id, _Found(each.id, 0.0, each.distance, each.value))
                 known.score += weight * part
-                known.distance = known.distance if each.distance is None else each.distance
-        best = sorted(fused.values(), key=_by_score)[: asked.k]
-        for each in best:
-            if each.distance is None:
-                each.distance = _distance(each.value, query)
-        return best
+        return sorted(fused.values(), key=_by_score)
+
+
+def _read_first(
+    view: Transaction, collection: CollectionEntry, found: list[_Found], k: int
+) -> Iterator[tuple[_Found, bytes]]:
+    """The first ``k`` with their values."""
+    read = 0
+    for start in range(0, len(found), k):
+        some = found[start : start + k]
+        lacking = [each for each in some if each.value is None]
+        for each, stored in zip(lacking, read_all(view, collection, [each.id for each in lacking]), strict=True):
+            each.value = None if stored is None else stored[1]
+        for each in some:
+            if each.value is not None and read < k:
+                read += 1
+                yield each, each.value
+        if read >= k:
+            return
 
 
 def _parts(ranking: list[_Found], asked: Asked) -> list[float]:
@@ -146,16 +172,10 @@ def _distance(value: bytes, query: Query) -> float | None:
     return None
 
 
-def _result(found: _Found, asked: Asked) -> list[Any]:
-    metadata, content = answer_of(found.value)
-    return [
-        found.id,
-        found.score,
-        metadata,
-        content if asked.include_content else None,
-        decode(found.value).vector if asked.include_vectors else None,
-        found.distance,
-    ]
+def _result(id: str, value: bytes, score: float, distance: float | None, asked: Asked) -> list[Any]:
+    metadata, content = answer_of(value)
+    vector = decode(value).vector if asked.include_vectors else None
+    return [id, score, metadata, content if asked.include_content else None, vector, distance]
 
 
 def query_of(collection: CollectionEntry, vectors: Vectors, row: int = 0) -> Query:

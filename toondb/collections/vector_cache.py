@@ -1,8 +1,9 @@
 """The vectors of one collection in memory: an HNSW index, and where each of its vectors comes from.
 
-It is a cache. What is true is in the store; a search re-checks every document that it finds here. The cache reflects
-one commit (``lsn``) and knows the LSN of the record of each document, so that a search in any snapshot can tell which
-documents it must look at itself: those that the document log names between the two.
+It is a cache. What is true is in the store; a search re-checks every document that it finds here, and compares it
+again, as the vectors here may be rounded. The cache reflects one commit (``lsn``) and knows the LSN of the record of
+each document, so that a search in any snapshot can tell which documents it must look at itself: those that the document
+log names between the two.
 
 Labels are numbers that only this cache uses, ascending, each used once. A document of several vectors has several,
 one after the other.
@@ -29,34 +30,43 @@ from toondb.vector.shared_lock import SharedLock
 from toondb.vector.threads import uninterrupted
 from toondb_protocol.errors import CorruptionError
 from toondb_protocol.record import HEADER_SIZE, decode_lsn
+from toondb_protocol.search import CollectionConfig, DistanceMetric
 
 from .catalog import CollectionEntry
 from .documents import metadata_of, vectors_of
 from .given import Filter
 from .label_set import LabelSet, common
 
-__all__ = ["Known", "VectorCache"]
+__all__ = ["Known", "VectorCache", "is_half"]
 
 _ROWS_AT_ONCE = 1024
 """Searches wait while so many rows are added."""
 
 _KNOWN_FILTERS = 16
 _FLOAT_SIZE = _LINK_SIZE = 4
+_HALF_SIZE = 2
 _BYTES_PER_LABEL = 500
 """Of what is kept of a vector beside its numbers and its neighbours."""
 _SCAN_ROWS = 1024
 _SCAN_BYTES = 4 << 20
 
 
+def is_half(config: CollectionConfig) -> bool:
+    """Whether the vectors are kept in half precision: those of length 1, whose numbers have a known range."""
+    return config.metric is DistanceMetric.COSINE
+
+
 class Known(NamedTuple):
     """What the cache knows of a document.
 
     Attributes:
+        id: Its id.
         lsn: The LSN of the record that it was made from.
         first: The label of its first vector.
         vectors: How many vectors it has.
     """
 
+    id: str
     lsn: int
     first: int
     vectors: int
@@ -96,7 +106,9 @@ class VectorCache:
         config = collection.config
         assert config.dimension is not None
         self.collection = collection
-        self.hnsw = hnsw or HnswIndex(config.dimension, config.metric.value, config.m, config.ef_construction)
+        self.hnsw = hnsw or HnswIndex(
+            config.dimension, config.metric.value, config.m, config.ef_construction, half=is_half(config)
+        )
         self.lsn = self.upto = 0
         self.state = LogState()
         self.updating = threading.Lock()
@@ -105,7 +117,7 @@ class VectorCache:
         self.used_at = 0.0
         self._lock = SharedLock()
         self._documents: dict[str, Known] = {}
-        self._ids: dict[int, str] = {}
+        self._owners: dict[int, Known] = {}
         self._names: dict[str | None, LabelSet] = {}
         self._filters: OrderedDict[bytes, tuple[Filter, LabelSet]] = OrderedDict()
 
@@ -117,19 +129,32 @@ class VectorCache:
     def size(self) -> int:
         """About how many bytes of memory it takes."""
         hnsw = self.hnsw
-        return len(self._ids) * (_FLOAT_SIZE * hnsw.dimension + _LINK_SIZE * 2 * hnsw.m + _BYTES_PER_LABEL)
+        row = (_HALF_SIZE if hnsw.half else _FLOAT_SIZE) * hnsw.dimension
+        return len(self._owners) * (row + _LINK_SIZE * 2 * hnsw.m + _BYTES_PER_LABEL)
 
     def reading(self) -> AbstractContextManager[None]:
         """Inside, nothing changes."""
         return self._lock.reading()  # type: ignore[no-any-return]
+
+    def try_reading(self) -> tuple[Any, ...] | None:
+        """For who must not wait: the locks of :meth:`reading` and of the index, taken already; None = one cannot be."""
+        own = self._lock.try_reading()
+        if own is None:
+            return None
+        index = self.hnsw.try_reading()
+        if index is None:
+            own.release()
+            return None
+        return own, index
 
     # What is saved
 
     def rows_saved(self) -> tuple[Labels, list[str], Labels, list[str | None]]:
         """For each label, ascending: id, LSN of its record, name. Inside :meth:`reading`."""
         labels = self.hnsw.labels()
-        ids = [self._ids[label] for label in labels.tolist()]
-        lsns = np.fromiter((self._documents[id].lsn for id in ids), np.int64, len(ids))
+        owners = [self._owners[label] for label in labels.tolist()]
+        ids = [known.id for known in owners]
+        lsns = np.fromiter((known.lsn for known in owners), np.int64, len(owners))
         names: list[str | None] = [None] * len(ids)
         if set(self._names) - {None}:
             names = [next(name for name, own in self._names.items() if label in own) for label in labels.tolist()]
@@ -142,13 +167,14 @@ class VectorCache:
         for label, id, own_lsn, name in zip(rows[0].tolist(), rows[1], rows[2].tolist(), rows[3], strict=True):
             known = self._documents.get(id)
             if known is None:
-                known = Known(own_lsn, label, 1)
+                known = Known(id, own_lsn, label, 1)
             elif label != known.first + known.vectors or own_lsn != known.lsn:
                 return False
             else:
                 known = known._replace(vectors=known.vectors + 1)
             self._documents[id] = known
-            self._ids[label] = id
+            for own in known.labels:
+                self._owners[own] = known
             if name not in self._names:
                 self._names[name] = LabelSet()
             self._names[name].add((label,))
@@ -226,26 +252,31 @@ class VectorCache:
         uninterrupted(lambda: self._write(added, prepared))
 
     def _write(self, added: list[tuple[_Change, list[str | None]]], rows: Floats) -> None:
+        # What can fail comes before anything is changed: a damaged record, a filter.
+        meets = [self._filters_met_by(change) if names and self._filters else [] for change, names in added]
         with self._lock.writing():
             labels = np.arange(self.next_label, self.next_label + len(rows), dtype=np.int64)
             self.hnsw.add(labels, rows, aside=True)
-            for change, names in added:
+            for (change, names), matching in zip(added, meets, strict=True):
                 self._forget(change.id)
                 if not names:
                     continue
-                known = Known(change.lsn, self.next_label, len(names))
+                known = Known(change.id, change.lsn, self.next_label, len(names))
                 self.next_label += len(names)
                 self._documents[change.id] = known
                 for label, name in zip(known.labels, names, strict=True):
-                    self._ids[label] = change.id
+                    self._owners[label] = known
                     if name not in self._names:
                         self._names[name] = LabelSet()
                     self._names[name].add((label,))
-                metadata = metadata_of(change.value) if self._filters else {}
-                for filter, matching in self._filters.values():
-                    if filter.matches(metadata):
-                        matching.add(known.labels)
+                for labels_of_filter in matching:
+                    labels_of_filter.add(known.labels)
             self.unsaved += len(added)
+
+    def _filters_met_by(self, change: _Change) -> list[LabelSet]:
+        metadata = metadata_of(change.value)
+        # A list: searches move the ones that they use to the end meanwhile.
+        return [matching for filter, matching in list(self._filters.values()) if filter.matches(metadata)]
 
     def _forget(self, id: str) -> None:
         known = self._documents.pop(id, None)
@@ -253,7 +284,7 @@ class VectorCache:
             return
         for label in known.labels:
             self.hnsw.remove(label)
-            del self._ids[label]
+            del self._owners[label]
         for name in [name for name, own in self._names.items() if known.first in own or known.vectors > 1]:
             self._names[name].remove(known.labels)
             if not self._names[name]:
@@ -298,17 +329,16 @@ class VectorCache:
             if found is None:
                 return None, False
             matching = found[1].array()
+            self._filters.move_to_end(filter.key)
         named = self._names.get(name)
         if named is None:
             return np.empty(0, np.int64), True
         return common(named.array() if len(self._names) > 1 else None, matching), True
 
-    def nearest(self, query: Floats, k: int, ef: int | None, allowed: Labels | None) -> list[tuple[float, str, int]]:
-        """The nearest vectors: distance, id of the document, LSN of the record that it came from."""
-        distances, labels = self.hnsw.search(query, k, ef, allowed)
-        ids, documents = self._ids, self._documents
-        near = zip(distances[0].tolist(), labels[0].tolist(), strict=True)
-        return [(distance, id, documents[id][0]) for distance, label in near for id in (ids[label],)]
+    def nearest(self, query: Floats, k: int, ef: int | None, allowed: Labels | None) -> list[Known]:
+        """The documents whose vectors are the ``k`` nearest, and perhaps some more."""
+        owners = self._owners
+        return [owners[label] for label in self.hnsw.candidates(query, k, ef, allowed)]
 
 
 def _state(snapshot: Snapshot, view: Any, number: int) -> LogState:

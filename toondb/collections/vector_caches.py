@@ -6,12 +6,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from toondb.engine.engine import Engine
 from toondb.engine.environment import Space
 from toondb.engine.options import Access
 from toondb.engine.transaction import Transaction
 from toondb.engine.write_set import ABSENT
+from toondb.vector.threads import uninterrupted
 from toondb_protocol.errors import ToonDBError
 
 from . import documents
@@ -86,6 +88,41 @@ class VectorCaches:
                 break
         return search_exactly(view, collection, query, name, filter, k)
 
+    def try_reading(self, view: Transaction, collection: CollectionEntry) -> tuple[Any, ...] | None:
+        """Take what a :meth:`search` without a filter would wait for, when it then finds everything in its cache.
+
+        Args:
+            view: What the search will read; it has written nothing.
+            collection: Where it will search.
+
+        Returns:
+            Locks, to be released after the search; None = it may take long.
+        """
+        cache = self._caches.get(collection.id)
+        held = None if cache is None else cache.try_reading()
+        if cache is None or held is None or self._is_near(cache, view):
+            return held
+        for lock in held:
+            lock.release()
+        return None
+
+    @staticmethod
+    def _is_near(cache: VectorCache, view: Transaction) -> bool:
+        """Whether a cache has all that a view sees, which may be for nothing being new to it."""
+        snapshot = view.snapshot
+        if cache.lsn >= snapshot.lsn:
+            return True
+        if not cache.lsn or not cache.updating.acquire(blocking=False):
+            return False
+        try:
+            # What others wrote elsewhere: there is nothing to do but to note it.
+            if cache.missing(snapshot, 0) != 0:
+                return False
+            cache.catch_up(snapshot)
+            return True
+        finally:
+            cache.updating.release()
+
     def _of(self, collection: CollectionEntry) -> VectorCache:
         cache = self._caches.get(collection.id)
         if cache is not None:
@@ -110,20 +147,35 @@ class VectorCaches:
         """Bring a cache near to a view, when that is little work or it is waited for."""
         if cache.lsn >= view.snapshot.lsn and (filter is None or cache.knows(filter)):
             return
-        if not cache.updating.acquire(blocking=wait):
+        if wait:
+            with cache.updating:
+                self._catch_up(cache, filter)
+        # Ctrl-C between taking it and what gives it back would leave it taken for ever.
+        elif not uninterrupted(lambda: self._try_to_catch_up(cache, filter)):
             return
-        try:
-            with contextlib.closing(self._engine.private_snapshot()) as snapshot:
-                if not wait and cache.missing(snapshot, _AT_ONCE) is None:
-                    self._wake()
-                    return
-                cache.catch_up(snapshot)
-                if filter is not None:
-                    cache.learn(filter, snapshot)
-        finally:
-            cache.updating.release()
         if cache.hnsw.wants_growth or cache.hnsw.wants_rebuild or cache.unsaved > _SAVE_AFTER:
             self._wake()
+
+    def _try_to_catch_up(self, cache: VectorCache, filter: Filter | None) -> bool:
+        """Bring a cache up to date when that is little work, and nobody else does it."""
+        if not cache.updating.acquire(blocking=False):
+            return False
+        try:
+            with contextlib.closing(self._engine.private_snapshot()) as snapshot:
+                little = cache.missing(snapshot, _AT_ONCE) is not None
+            if little:
+                self._catch_up(cache, filter)
+            else:
+                self._wake()
+            return little
+        finally:
+            cache.updating.release()
+
+    def _catch_up(self, cache: VectorCache, filter: Filter | None) -> None:
+        with contextlib.closing(self._engine.private_snapshot()) as snapshot:
+            cache.catch_up(snapshot)
+            if filter is not None:
+                cache.learn(filter, snapshot)
 
     # In the background
 

@@ -16,7 +16,7 @@ from toondb_protocol.keys import prefix_end
 
 from .catalog import CollectionEntry
 from .documents import metadata_of, own_ids, read_all, read_many, scan
-from .exact import Hit, Query, by_distance, nearest_of
+from .exact import Hit, Query, by_distance, nearest_of, ranked
 from .given import Filter
 from .vector_cache import VectorCache
 
@@ -59,22 +59,19 @@ def search_vectors(
         surplus = sum(known.vectors for id in different if (known := cache.known(id)) is not None)
         found = cache.nearest(query.prepared, k + surplus, ef, allowed)
     if different:
-        found = [hit for hit in found if hit[1] not in different]
-    del found[k:]
-    hits: list[Hit] = []
-    values = read_all(view, collection, [id for _, id, _ in found])
-    for (distance, id, lsn), stored in zip(found, values, strict=True):
-        if stored is None or stored[0] != lsn or (filter is not None and not filter.matches(metadata_of(stored[1]))):
+        found = [known for known in found if known.id not in different]
+    candidates: list[tuple[str, bytes]] = []
+    for known, stored in zip(found, read_all(view, collection, [known.id for known in found]), strict=True):
+        if stored is None or stored[0] != known.lsn or (filter and not filter.matches(metadata_of(stored[1]))):
             return None  # it disagrees with the store, which is right
-        hits.append(Hit(distance, id, stored[1]))
+        candidates.append((known.id, stored[1]))
     prefix = collection.prefix
     view.note_range(prefix, prefix_end(prefix), Space.DOCUMENTS)
+    hits = ranked(candidates, query, name, k)
     if not different:
-        hits.sort(key=by_distance)
         return hits
     others = ((id, value) for id, _, value in read_many(view, collection, list(different)))
-    nearest = nearest_of(others, query, name, filter, k)
-    return heapq.nsmallest(k, [*hits, *nearest], key=by_distance)
+    return heapq.nsmallest(k, [*hits, *nearest_of(others, query, name, filter, k)], key=by_distance)
 
 
 def _different(view: Transaction, cache: VectorCache, collection: CollectionEntry) -> dict[str, None] | None:

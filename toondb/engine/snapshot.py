@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice, repeat
 from typing import Any
 
@@ -81,7 +81,9 @@ class Snapshot:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._lock = threading.Lock()
+        # One that its thread may take again: when Ctrl-C ends a block of :meth:`reading`, the block may still hold it
+        # while the snapshot is closed.
+        self._lock = threading.RLock()
         self._ended: ToonDBError | None = None
         self._txn: Any = environment.begin_view()
         try:
@@ -105,7 +107,7 @@ class Snapshot:
                 raise storage_error(error, "reading") from None
             return raw
 
-    def records_of(self, space: Space, keys: Iterable[bytes]) -> list[bytes | None]:
+    def records_of(self, space: Space, keys: list[bytes]) -> Sequence[bytes | None]:
         """The raw records of several keys, None where there is none: faster than one by one."""
         environment = self._environment
         if environment.forked:
@@ -113,11 +115,13 @@ class Snapshot:
         with self._lock:
             if self._txn is None:
                 raise self._over()
-            get, database = self._txn.get, environment.spaces[space]
             try:
-                return [get(key, db=database) for key in keys]
+                found: list[tuple[bytes, bytes]] = self._txn.cursor(environment.spaces[space]).getmulti(keys)
             except lmdb.Error as error:
                 raise storage_error(error, "reading") from None
+        if len(found) == len(keys):
+            return [raw for _, raw in found]
+        return list(map(dict(found).get, keys))
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, or None."""

@@ -1,4 +1,4 @@
-"""The HNSW graph of an index: faiss ``IndexHNSWFlat``, with labels, removal and filters around it.
+"""The HNSW graph of an index: faiss ``IndexHNSWFlat`` or ``IndexHNSWSQ``, with labels, removal and filters around it.
 
 HNSW: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small
 World graphs", 2016.
@@ -6,11 +6,17 @@ World graphs", 2016.
 A node of the graph has a position, 0, 1, 2, ... in order of arrival, which never changes. The label of the row that
 made the node is its owner; labels of equal rows that came later are its twins (see ``row_table``). A node without a
 living label is a tombstone: it still leads searches on, and is in no result.
+
+A graph may keep its rows in half precision (IEEE 754 binary16): half the memory, which is most of what a search waits
+for. Distances are then a little off, so such a graph answers a few candidates more than it is asked for, and whoever
+has the rows in full compares these again.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -19,11 +25,12 @@ from numpy.typing import NDArray
 from toondb_protocol.errors import InternalError
 
 from .faiss_library import faiss
+from .huge_pages import use_huge_pages
 from .metrics import Floats, Labels, Metric
 from .row_table import RowTable, row_hashes
 from .threads import in_parallel
 
-__all__ = ["Found", "Graph", "ascending", "by_distance", "faiss_metric", "living_bits"]
+__all__ = ["Found", "Graph", "ascending", "by_distance", "faiss_metric", "graph_index", "is_graph_index", "living_bits"]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Bools = NDArray[np.bool_]
@@ -33,6 +40,17 @@ Found = tuple[Floats, Labels]
 
 EXACT_FACTOR = 20
 """A step of a graph search costs about as much as this many rows of a scan (measured at 384 dimensions)."""
+
+_SPARE = 8
+"""Candidates beyond ``k`` in half precision. With 4 of them, recall is that of single precision (20,000 embeddings)."""
+
+_HALF_ROUNDING = 2.0**-11 + 2.0**-16
+"""How far a row of length 1 may be off in half precision: 2^-11 of its length, and 2^-25 for each tiny number."""
+
+_HASHED_ROWS = 1 << 16
+_LINK_SIZE = 4
+_PART_OF = 4
+"""Fewer than one in so many rows are copied out to be compared, rather than passed by."""
 
 
 class Graph:
@@ -45,6 +63,9 @@ class Graph:
         alive: Which owners live; all when omitted.
         twins: Living twins, ``[[position, label], ...]``.
         source: The mapped file that the index is a view of, if it is one: nothing can be added to it then.
+
+    Attributes:
+        half: The rows are kept in half precision; they have length 1.
     """
 
     def __init__(
@@ -60,6 +81,7 @@ class Graph:
         self.metric = metric
         self.index = index
         self._storage = faiss.downcast_index(index.storage)
+        self.half = isinstance(index, faiss.IndexHNSWSQ)
         # Kept alive here: the C++ object points into it. Adding to it would end the process.
         self._source = source
         owners = np.empty(0, np.int64) if labels is None else labels
@@ -123,10 +145,10 @@ class Graph:
         return np.sort(np.concatenate([owners, twins]))
 
     def rows(self, labels: Labels) -> tuple[Labels, Floats]:
-        """The given labels that live, and a copy of their rows."""
+        """The given labels that live, and a copy of their rows, as precise as they are here."""
         positions = np.array([self._living_position(label) for label in labels.tolist()], dtype=np.int64)
         there = positions >= 0
-        return labels[there], self._matrix()[positions[there]]
+        return labels[there], _single(self._matrix()[positions[there]])
 
     # Changes
 
@@ -137,10 +159,36 @@ class Graph:
         other._table = None if self._table is None else self._table.copy()
         return other
 
+    def settle(self) -> None:
+        """Prepare for many searches: called when nothing is added for a while."""
+        if self._source is not None or not self.nodes:
+            return
+        for numbers, size, _ in self._memory():
+            use_huge_pages(int(numbers.data()), size * numbers.size())
+
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows in all, in large pages where there are any: adding them is faster by a fifth."""
+        if self._source is None and rows > self.nodes:
+            for numbers, size, each in self._memory():
+                filled = numbers.size()
+                numbers.resize(each * rows)
+                use_huge_pages(int(numbers.data()), size * numbers.size())
+                numbers.resize(filled)
+
+    def _memory(self) -> list[tuple[Any, int, int]]:
+        """What faiss keeps of all nodes: the vector of C++, bytes of an item, and about how many items for a node."""
+        links = 2 * self.max_neighbours
+        return [
+            (self._storage.codes, 1, int(self._storage.sa_code_size())),
+            (self.index.hnsw.neighbors, _LINK_SIZE, links + links // 8),
+        ]
+
     def add(self, labels: Labels, rows: Floats, threads: int) -> None:
         """Add rows under labels that are not there yet, all of them or none."""
         if self._source is not None:
             raise InternalError("an index that is mapped from a file cannot be changed.")
+        if self.half:
+            rows = _single(rows.astype(np.float16))  # what is equal when it is rounded is kept once
         in_parallel(lambda: self._add(labels, rows), threads)
 
     def _add(self, labels: Labels, rows: Floats) -> None:
@@ -232,7 +280,7 @@ class Graph:
     def search(
         self, queries: Floats, k: int, ef: int, allowed: Labels | None, threads: int, *, exact: bool = False
     ) -> Found:
-        """The ``k`` nearest living labels, or all there are.
+        """The ``k`` nearest living labels, or all there are; in half precision some more, see :meth:`how_near`.
 
         Args:
             queries: Rows.
@@ -248,18 +296,23 @@ class Graph:
             positions, among = self._allowed(allowed)
         # Each node has one label at least, so k nodes are enough for k labels.
         nodes = self._live_nodes if positions is None else len(positions)
-        wanted = min(k, nodes)
+        spare = _SPARE if self.half else 0
+        wanted = min(k + spare, nodes)
         if wanted == 0:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         effort = max(ef, wanted)
         widened = min(self.nodes, math.ceil(effort * self.nodes / nodes))
         if exact or nodes <= EXACT_FACTOR * widened:
             raw, found = self._scan(queries, wanted, positions, threads)
+            while wanted < nodes and self.half and not self._is_enough(raw, k):
+                wanted = min(2 * wanted, nodes)
+                raw, found = self._scan(queries, wanted, positions, threads)
         else:
             selector = self._selector(positions, as_array=False)
-            parameters = faiss.SearchParametersHNSW(efSearch=widened)
-            if selector is not None:
-                parameters.sel = selector
+            if selector is None:
+                parameters = _parameters(widened)
+            else:
+                parameters = faiss.SearchParametersHNSW(efSearch=widened, sel=selector)
             raw, found = _run(self.index, queries, wanted, parameters, threads)
             # The graph need not be connected, and what the filter lets through may lie far away.
             short = np.flatnonzero(found[:, -1] < 0)
@@ -268,14 +321,53 @@ class Graph:
         distances = self.metric.distances(raw)
         if not self._twins:
             return distances, self.labels[found]
-        return self._with_twins(distances, found, min(k, among), allowed)
+        return self._with_twins(distances, found, min(k + spare, among), allowed)
+
+    def candidates(self, query: Floats, k: int, ef: int) -> Labels | None:
+        """The labels that may be among the ``k`` nearest of one query; None = :meth:`search` has to look for them.
+
+        What is there in most searches, without the general case: that takes a third as long as the graph itself.
+        """
+        wanted = k + _SPARE if self.half else k
+        if self._twins or self.tombstones or self.nodes <= EXACT_FACTOR * max(ef, wanted):
+            return None
+        raw, found = _run(self.index, query, wanted, _parameters(max(ef, wanted)), 1)
+        near = raw[0].tolist()
+        if found[0, -1] < 0:
+            return None
+        if self.half:
+            within = math.sqrt(max(near[k - 1], 0.0)) + 2 * _HALF_ROUNDING  # see how_near; these are squares
+            wanted = bisect_right(near, within * within)
+        return self.labels[found[0, :wanted]]
+
+    def how_near(self, distances: Floats) -> tuple[Floats, Floats]:
+        """The least and the greatest that the true distances may be, for those that a search gave."""
+        if not self.half:
+            return distances, distances
+        assert self.metric is Metric.COSINE
+        # | |q-x| - |q-x'| | <= |x-x'|, x' being the rounded x. The distance is half of the square.
+        lengths, rounding = np.sqrt(np.float32(2) * distances), np.float32(_HALF_ROUNDING)
+        low, high = np.maximum(lengths - rounding, np.float32(0)), lengths + rounding
+        return low * low * np.float32(0.5), high * high * np.float32(0.5)
+
+    def _is_enough(self, raw: Floats, k: int) -> bool:
+        """Whether all of the true ``k`` nearest are among what a scan found."""
+        distances = self.metric.distances(raw)
+        low, _ = self.how_near(distances[:, -1])
+        _, high = self.how_near(distances[:, k - 1])
+        return bool((low > high).all())
 
     def _scan(self, queries: Floats, k: int, positions: Labels | None, threads: int) -> tuple[Floats, Labels]:
+        if self.half and positions is not None and len(positions) * _PART_OF < self.nodes:
+            part = faiss.IndexScalarQuantizer(self.index.d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
+            codes = self._matrix()[positions].view(np.uint8)
+            part.add_sa_codes(codes)
+            raw, found = _run(part, queries, k, None, threads)
+            return raw, positions[found]
         parameters = None
-        selector = self._selector(positions, as_array=True)
+        selector = self._selector(positions, as_array=not self.half)
         if selector is not None:
-            parameters = faiss.SearchParameters()
-            parameters.sel = selector
+            parameters = faiss.SearchParameters(sel=selector)
         return _run(self._storage, queries, k, parameters, threads)
 
     def _selector(self, positions: Labels | None, *, as_array: bool) -> Any:
@@ -323,18 +415,27 @@ class Graph:
 
     # Positions
 
-    def _matrix(self) -> Floats:
+    def _matrix(self) -> NDArray[Any]:
         """The rows of all nodes, where faiss has them: valid until the next is added."""
-        count = self.nodes
+        count, dimension = self.nodes, self.index.d
+        if self.half:
+            size = 2 * dimension
+            codes: Bytes = np.empty(0, np.uint8)
+            if count:
+                codes = faiss.rev_swig_ptr(self._storage.codes.data(), count * size)
+            return codes.view(np.float16).reshape(count, dimension)
         if count == 0:
-            return np.empty((0, self.index.d), np.float32)
-        flat: Floats = faiss.rev_swig_ptr(self._storage.get_xb(), count * self.index.d)
-        return flat.reshape(count, self.index.d)
+            return np.empty((0, dimension), np.float32)
+        flat: Floats = faiss.rev_swig_ptr(self._storage.get_xb(), count * dimension)
+        return flat.reshape(count, dimension)
 
     def _row_table(self) -> RowTable:
         if self._table is None:
             table = RowTable()
-            table.add(row_hashes(self._matrix()), np.arange(self.nodes))
+            matrix = self._matrix()
+            for start in range(0, self.nodes, _HASHED_ROWS):
+                hashes = row_hashes(_single(matrix[start : start + _HASHED_ROWS]))
+                table.add(hashes, np.arange(start, start + len(hashes)))
             self._table = table
         return self._table
 
@@ -370,9 +471,44 @@ def ascending(numbers: Labels) -> Labels:
     return np.unique(numbers)
 
 
+def graph_index(dimension: int, metric: Metric, m: int, ef_construction: int, *, half: bool) -> Any:
+    """An empty index of faiss for a graph; ``half`` goes with the metric cosine alone."""
+    if half:
+        index = faiss.IndexHNSWSQ(dimension, faiss.ScalarQuantizer.QT_fp16, m, faiss.METRIC_L2)
+    else:
+        index = faiss.IndexHNSWFlat(dimension, m, faiss_metric(metric))
+    index.hnsw.efConstruction = ef_construction
+    return index
+
+
+def is_graph_index(index: Any, dimension: int, metric: Metric, nodes: int, *, half: bool) -> bool:
+    """Whether an index that faiss has read is one that :func:`graph_index` made."""
+    kind = faiss.IndexHNSWSQ if half else faiss.IndexHNSWFlat
+    if (type(index), index.d, index.ntotal, index.metric_type) != (kind, dimension, nodes, faiss_metric(metric)):
+        return False
+    storage = faiss.downcast_index(index.storage)
+    if not half:
+        return isinstance(storage, faiss.IndexFlat) and storage.ntotal == nodes
+    return (
+        isinstance(storage, faiss.IndexScalarQuantizer)
+        and storage.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+        and (storage.d, storage.ntotal, storage.codes.size()) == (dimension, nodes, 2 * dimension * nodes)
+    )
+
+
 def faiss_metric(metric: Metric) -> int:
     """The metric of faiss that an index of this one uses."""
     return int(faiss.METRIC_INNER_PRODUCT if metric is Metric.DOT_PRODUCT else faiss.METRIC_L2)
+
+
+@lru_cache(64)
+def _parameters(ef: int) -> Any:
+    """Parameters of a search without a filter. Nobody changes them."""
+    return faiss.SearchParametersHNSW(efSearch=ef)
+
+
+def _single(rows: NDArray[Any]) -> Floats:
+    return rows.astype(np.float32, copy=False)
 
 
 def living_bits(alive: Bools) -> Bytes:
@@ -398,7 +534,11 @@ def _run(index: Any, queries: Floats, k: int, parameters: Any, threads: int) -> 
     # Parameters go with the call: what is set on the index itself would hold for every other thread, too.
     found: tuple[Floats, Labels]
     if len(queries) == 1 and isinstance(index, faiss.IndexHNSW):
-        found = index.search(queries, k, params=parameters)  # faiss makes no team of threads for it
+        # Faiss makes no team of threads for it. Without the checks of its Python layer, which cost as much as the
+        # search of a small graph; the query is float32 in one piece.
+        found = np.empty((1, k), np.float32), np.empty((1, k), np.int64)
+        raw, labels = map(faiss.swig_ptr, found)
+        index.search_c(1, faiss.swig_ptr(queries), k, raw, labels, parameters)
         return found
     several = max(1, min(threads, len(queries)))
     found = in_parallel(lambda: index.search(queries, k, params=parameters), several)

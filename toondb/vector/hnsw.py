@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from toondb_protocol.arguments import shown
 from toondb_protocol.errors import ValidationError
 
-from .faiss_library import faiss
-from .graph import Found, Graph, ascending, by_distance, faiss_metric
+from .graph import Found, Graph, ascending, by_distance, faiss_metric, graph_index
 from .metrics import (
     DEFAULT_EF_CONSTRUCTION,
     DEFAULT_EF_SEARCH,
@@ -60,6 +60,9 @@ class HnswIndex:
         ef_construction: Candidates that an insertion looks at, 1 to 1,000,000: more is slower and finds better
             neighbours.
         threads: For changes, and for searches of several queries; None or 0: one for each processor.
+        half: Keep the vectors of the graph in half precision; for the metric ``"cosine"`` alone. A search then answers
+            candidates: those that may be among the ``k`` nearest, with distances that are a little off, for the caller
+            to compare again.
 
     Raises:
         ConfigurationError: An option is unknown or out of bounds.
@@ -72,9 +75,12 @@ class HnswIndex:
         m: int = DEFAULT_M,
         ef_construction: int = DEFAULT_EF_CONSTRUCTION,
         threads: int | None = None,
+        *,
+        half: bool = False,
     ) -> None:
         self.dimension = check_dimension(dimension)
         self.metric = Metric.named(metric)
+        self.half = half
         self.m = count("m", m, 2, MAX_M)
         self.ef_construction = count("ef_construction", ef_construction, 1, MAX_EF)
         self.threads = thread_count(threads)
@@ -87,12 +93,12 @@ class HnswIndex:
 
     @classmethod
     def restored(
-        cls, dimension: int, metric: str, m: int, ef_construction: int, threads: int | None, graph: Graph | None
+        cls, dimension: int, metric: str, m: int, ef_construction: int, threads: int | None, graph: Graph
     ) -> HnswIndex:
-        """An index around a graph that was read from a file; without one, an empty index."""
-        index = cls(dimension, metric, m, ef_construction, threads)
-        if graph is not None:
-            index._graph = graph
+        """An index around a graph that was read from a file."""
+        index = cls(dimension, metric, m, ef_construction, threads, half=graph.half)
+        graph.settle()
+        index._graph = graph
         return index
 
     # State
@@ -131,6 +137,10 @@ class HnswIndex:
         """Inside, nothing changes. May be entered again; other threads can read at the same time."""
         held: AbstractContextManager[None] = self._lock.reading()
         return held
+
+    def try_reading(self) -> Any | None:
+        """What :meth:`reading` gives, entered already, to be released; None = a writer would have to be waited for."""
+        return self._lock.try_reading()
 
     def writing(self) -> AbstractContextManager[None]:
         """Inside, this thread is alone with the index: to change several things at once."""
@@ -178,6 +188,11 @@ class HnswIndex:
             self._graph.add(labels, rows, self.threads)
             self._tail.clear()
 
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows in all: for whoever knows how many there will be."""
+        with self.writing():
+            self._graph.reserve(rows)
+
     def flush(self) -> None:
         """Put what is kept aside into the graph."""
         with self.writing():
@@ -222,10 +237,12 @@ class HnswIndex:
             with self.reading():
                 labels, rows = self._tail.living()
                 graph = self._graph.copy()
+            graph.reserve(graph.nodes + len(labels))
             for start in range(0, len(labels), CHUNK_ROWS):
                 if cancelled():
                     return False
                 graph.add(labels[start : start + CHUNK_ROWS], rows[start : start + CHUNK_ROWS], self.threads)
+            graph.settle()
             with self.writing():
                 for label in self._removed:
                     graph.remove(label)
@@ -253,6 +270,7 @@ class HnswIndex:
             fresh = self._new_graph()
             with self.reading():
                 missing = self._graph.living_labels()
+            fresh.reserve(len(missing))
             while len(missing):
                 for start in range(0, len(missing), CHUNK_ROWS):
                     if cancelled():
@@ -269,6 +287,7 @@ class HnswIndex:
                 for label in np.setdiff1d(then, now, assume_unique=True).tolist():
                     fresh.remove(label)
                 fresh.add(*self._graph.rows(np.setdiff1d(now, then, assume_unique=True)), self.threads)
+                fresh.settle()
                 self._graph = fresh
             return True
         finally:
@@ -299,7 +318,7 @@ class HnswIndex:
 
         Returns:
             Distances (lower is nearer) and labels, a row for each query. A row has ``min(k, n)`` entries, ``n``
-            being the labels that are there and allowed.
+            being the labels that are there and allowed; in half precision at least so many.
 
         Raises:
             ValidationError: ``k`` or ``ef`` is not a positive integer.
@@ -310,15 +329,40 @@ class HnswIndex:
             allowed = ascending(np.asarray(allowed, dtype=np.int64))
         with self.reading():
             found = self._graph.search(queries, k, effort, allowed, several, exact=exact)
-            if not len(self._tail):
-                return found
-            newest = self._tail.search(queries, k, allowed, several)
-            return by_distance([found, newest], k)
+            if len(self._tail):
+                newest = self._tail.search(queries, k, allowed, several)
+                found = by_distance([found, newest], found[0].shape[1] + k if self.half else k)
+            return self._possible(found, k) if self.half else found
+
+    def candidates(self, query: Floats, k: int, ef: int | None = None, allowed: Labels | None = None) -> list[int]:
+        """The labels among which the ``k`` nearest of one query are: those of :meth:`search`, faster."""
+        if allowed is None and self._is_all_in_graph:
+            with self.reading():
+                found = self._graph.candidates(query, k, check_ef(ef)) if self._is_all_in_graph else None
+            if found is not None:
+                few: list[int] = found.tolist()
+                return few
+        labels: list[int] = self.search(query, k, ef, allowed)[1][0].tolist()
+        return labels
+
+    @property
+    def _is_all_in_graph(self) -> bool:
+        return len(self._tail) == 0
+
+    def _possible(self, found: Found, k: int) -> Found:
+        """Those that may be among the ``k`` nearest."""
+        distances, labels = found
+        if distances.shape[1] <= k:
+            return found
+        _, within = self._graph.how_near(distances[:, k - 1 : k])
+        low, _ = self._graph.how_near(distances)
+        count = int((low <= within).sum(axis=1).max())
+        return distances[:, :count], labels[:, :count]
 
     def _new_graph(self) -> Graph:
-        index = faiss.IndexHNSWFlat(self.dimension, self.m, faiss_metric(self.metric))
-        index.hnsw.efConstruction = self.ef_construction
-        return Graph(self.metric, index)
+        return Graph(
+            self.metric, graph_index(self.dimension, self.metric, self.m, self.ef_construction, half=self.half)
+        )
 
     def _new_tail(self) -> Tail:
         return Tail(self.dimension, self.metric, faiss_metric(self.metric))
@@ -346,15 +390,15 @@ def check_k(k: object) -> int:
 
 
 def check_ef(ef: object) -> int:
-    """How many candidates a search keeps: a positive integer, the default for None.
+    """How many candidates a search keeps: a positive integer, the default for None, :data:`MAX_EF` at the most.
 
     Raises:
         ValidationError: It is not.
     """
-    return DEFAULT_EF_SEARCH if ef is None else _positive("ef_search", ef)
+    return DEFAULT_EF_SEARCH if ef is None else min(_positive("ef_search", ef), MAX_EF)
 
 
 def _positive(name: str, value: object) -> int:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValidationError(f"{name} is {value!r}.", remediation="Give an integer of 1 or more.")
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValidationError(f"{name} is {shown(value)}.", remediation="Give an integer of 1 or more.")
     return int(value)

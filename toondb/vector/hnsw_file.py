@@ -3,7 +3,7 @@
 Sections, in the container of ``sections``:
 
 ======== =========================================================================================================
-graph    what faiss writes for its ``IndexHNSWFlat``
+graph    what faiss writes for its ``IndexHNSWFlat``, in half precision for its ``IndexHNSWSQ``
 labels   int64, the owner of each node; left out when they are 0, 1, 2, ...
 dead     bits, the lowest first: the owner of this node is removed; left out when all live
 twins    int64 pairs: position of a node, a living label whose row equals that of the node
@@ -24,7 +24,7 @@ import numpy as np
 from toondb_protocol.errors import ToonDBError
 
 from .faiss_library import faiss
-from .graph import Graph, faiss_metric, living_bits
+from .graph import Graph, is_graph_index, living_bits
 from .hnsw import HnswIndex
 from .metrics import Labels, Metric
 from .sections import Bytes, SectionReader, SectionWriter
@@ -55,6 +55,7 @@ def write_index(writer: SectionWriter, index: HnswIndex, about: Mapping[str, Any
             "metric": index.metric.value,
             "m": index.m,
             "ef_construction": index.ef_construction,
+            "half": index.half,
             "vectors": len(graph) + len(aside),
             "nodes": graph.nodes,
             "tombstones": graph.tombstones,
@@ -79,7 +80,8 @@ def read_index(reader: SectionReader, threads: int | None = None, *, mapped: boo
         dimension, nodes = int(about["dimension"]), int(about["nodes"])
         metric = Metric.named(about["metric"])
         m, ef_construction = int(about["m"]), int(about["ef_construction"])
-        index = HnswIndex(dimension, metric, m, ef_construction, threads)
+        half = about.get("half", False) is True and metric is Metric.COSINE
+        index = HnswIndex(dimension, metric, m, ef_construction, threads, half=half)
     except (KeyError, TypeError, ValueError, ToonDBError) as error:
         raise reader.damaged(f"its header is not that of an index ({error})") from None
     if nodes:
@@ -100,8 +102,7 @@ def _graph(reader: SectionReader, index: HnswIndex, nodes: int, mapped: bool) ->
         found = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(data), len(data)) if mapped else _copying(data))
     except RuntimeError as error:
         raise reader.damaged(f"faiss cannot read its graph ({error})") from None
-    expected = (faiss.IndexHNSWFlat, index.dimension, nodes, faiss_metric(index.metric))
-    if (type(found), found.d, found.ntotal, found.metric_type) != expected:
+    if not is_graph_index(found, index.dimension, index.metric, nodes, half=index.half):
         raise reader.damaged("its graph is of another index")
     labels = reader.array("labels", "<i8", nodes).copy() if len(reader.section("labels")) else np.arange(nodes)
     alive = np.ones(nodes, np.bool_)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toondb_protocol.arguments import shown
 from toondb_protocol.errors import ConfigurationError, DimensionMismatchError, ValidationError
 
 __all__ = [
@@ -71,7 +72,7 @@ class Metric(StrEnum):
         found = _NAMED.get(name) if isinstance(name, str) else None
         if found is not None:
             return found
-        raise ConfigurationError(f"metric is {name!r}.", remediation=f"Choose one of {', '.join(cls)}.")
+        raise ConfigurationError(f"metric is {_short(name)}.", remediation=f"Choose one of {', '.join(cls)}.")
 
     def distances(self, raw: Floats) -> Floats:
         """Distances from what the index computed: squared lengths, or inner products."""
@@ -99,7 +100,9 @@ def count(name: str, value: object, low: int, high: int) -> int:
             f"{name} is {_short(value)}, which is no integer.", remediation=f"Give an integer from {low:,} to {high:,}."
         ) from None
     if not low <= number <= high:
-        raise ConfigurationError(f"{name} is {number:,}.", remediation=f"Give an integer from {low:,} to {high:,}.")
+        raise ConfigurationError(
+            f"{name} is {_whole(number)}.", remediation=f"Give an integer from {low:,} to {high:,}."
+        )
     return number
 
 
@@ -205,8 +208,10 @@ def stored(rows: Floats, metric: Metric, what: str = "the vectors", first: int =
     Raises:
         ValidationError: A vector has length 0, which has no angle, or is too long for distances in float32.
     """
-    with np.errstate(over="ignore", under="ignore"):
-        norms: NDArray[Any] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    squares = np.einsum("ij,ij->i", rows, rows)  # gives no warnings, when it overflows either
+    norms: NDArray[Any] = np.sqrt(squares)
+    if len(rows) and norms.min() >= MIN_NORM and norms.max() <= MAX_NORM:
+        return rows / norms[:, np.newaxis] if metric is Metric.COSINE else rows
     extreme = np.flatnonzero(~((norms >= MIN_NORM) & (norms <= MAX_NORM)))
     if extreme.size:
         norms = norms.astype(np.float64)
@@ -249,6 +254,11 @@ def _row(what: str, row: int, rows: int) -> str:
     return what if rows == 1 and row == 0 else f"{what}: row {row:,}"
 
 
+def _whole(number: int) -> str:
+    # Python refuses to write very long ones in decimal.
+    return f"{number:,}" if number.bit_length() <= 256 else shown(number)
+
+
 def _short(value: object) -> str:
-    text = repr(value)
+    text = shown(value) if isinstance(value, int) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

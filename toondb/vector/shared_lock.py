@@ -74,6 +74,25 @@ class SharedLock:
         self._check()
         return registered.lock
 
+    def try_reading(self) -> Any | None:
+        """For who must not wait: the lock of :meth:`reading`, taken already, to be released; None = a writer is there.
+
+        Raises:
+            ForkedProcessError: As :meth:`reading`.
+        """
+        registered = self._own.lock
+        if registered is None:
+            if not self._gate.acquire(blocking=False):
+                return None
+            try:
+                registered = self._add_reader()
+            finally:
+                self._gate.release()
+        if self._closed and not registered.lock._is_owned():
+            return None
+        self._check()
+        return registered.lock if registered.lock.acquire(blocking=False) else None
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Inside, this thread is alone. Not for the main thread, where Ctrl-C may come: see ``threads.uninterrupted``.
@@ -114,10 +133,13 @@ class SharedLock:
             )
 
     def _register(self) -> _Registered:
-        registered = _Registered()
         with self._gate:  # a writer has the locks of all readers that there were
-            self._readers.add(registered)
-            self._own.lock = registered
+            return self._add_reader()
+
+    def _add_reader(self) -> _Registered:
+        registered = _Registered()
+        self._readers.add(registered)
+        self._own.lock = registered
         return registered
 
     def _wait(self) -> None:
