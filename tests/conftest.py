@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.daemon import Daemon
 
+Printed = Callable[[], str]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "daemon(*args): command line options of the `daemon` fixture")
+
+
+def pytest_collection_finish() -> None:
+    # What is there now (modules, the tests themselves) stays to the end. Otherwise the garbage collector looks at these
+    # hundreds of thousands of objects again whenever a test, or Python by itself, runs it.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -39,3 +49,15 @@ def daemon(tmp_db: Path, loop: str, request: pytest.FixtureRequest) -> Iterator[
     marker = request.node.get_closest_marker("daemon")
     with Daemon(tmp_db, *(() if marker is None else marker.args), loop=loop) as running:
         yield running
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
+    """What was printed since the last call."""
+
+    def out() -> str:
+        found = capsys.readouterr()
+        assert found.err == ""
+        return found.out
+
+    return out

@@ -520,9 +520,13 @@ def test_the_collector_may_come_while_the_engine_is_locked(db: Database) -> None
             gc.collect()
 
     thread = threading.Thread(target=collect, daemon=True)
-    thread.start()
-    with pytest.warns(ResourceWarning):
+
+    def run() -> None:
+        thread.start()
         thread.join(SECONDS)
+
+    with pytest.warns(ResourceWarning):
+        run()
     assert not thread.is_alive()
     assert db.stats()["active_transactions"] == 0
 
@@ -637,6 +641,10 @@ INTERRUPTED = """
 import signal, sys, threading
 from toondb import Database
 db = Database.open(sys.argv[1], {"sync_mode": sys.argv[2]})
+
+dropped = []
+# In a callback of a weak reference Python drops the exception.
+sys.unraisablehook = lambda unraisable: dropped.append(unraisable.exc_type)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 acknowledged = 0
 interrupts = 0
@@ -662,6 +670,8 @@ while True:
         while True:
             n += 1
             actions[(n + interrupts) % len(actions)]()
+            if dropped:
+                raise dropped.pop()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         interrupts += 1

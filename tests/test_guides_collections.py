@@ -10,14 +10,15 @@ Where a guide leaves something open, or does not agree with another one:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.support.daemon import Daemon
-from toondb import CollectionConfig, Database, DistanceMetric, IpcClient, NamespaceConfig, SearchRequest
+from tests.conftest import Printed
+from tests.support.stores import KINDS, open_store
+from toondb import CollectionConfig, DistanceMetric, NamespaceConfig, SearchRequest
 from toondb.errors import (
     CollectionConfigError,
     CollectionExistsError,
@@ -26,8 +27,6 @@ from toondb.errors import (
     NamespaceExistsError,
     NamespaceNotFoundError,
 )
-
-Printed = Callable[[], str]
 
 DIMENSION = 384
 RNG = np.random.default_rng(384)
@@ -38,16 +37,12 @@ def embedding(*numbers: float) -> list[float]:
     return [*numbers, *[0.01] * (DIMENSION - len(numbers))]
 
 
-@pytest.fixture(scope="module", params=["embedded", "ipc"])
+@pytest.fixture(scope="module", params=KINDS)
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The guides show one store; the same lines work on both kinds."""
     folder = tmp_path_factory.mktemp("guides") / "db"
-    if request.param == "embedded":
-        with Database.open(folder) as db:
-            yield db
-    else:
-        with Daemon(folder) as daemon, IpcClient.connect(daemon.socket) as client:
-            yield client
+    with open_store(request.param, folder) as store:
+        yield store
 
 
 @pytest.fixture
@@ -56,18 +51,6 @@ def db(opened: Any) -> Iterator[Any]:
     yield opened
     for name in opened.list_namespaces():
         opened.delete_namespace(name)
-
-
-@pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
-    """What was printed since the last call."""
-
-    def out() -> str:
-        found = capsys.readouterr()
-        assert found.err == ""
-        return found.out
-
-    return out
 
 
 @pytest.fixture

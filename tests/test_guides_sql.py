@@ -15,40 +15,24 @@ Where a guide does not agree with itself:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import Printed
 from tests.support.daemon import Daemon
+from tests.support.stores import KINDS, open_store
 from toondb import Database, IpcClient
 from toondb.errors import SqlConstraintError, SqlError
 
-Printed = Callable[[], str]
 
-
-@pytest.fixture(params=["embedded", "ipc"])
+@pytest.fixture(params=KINDS)
 def db(request: pytest.FixtureRequest, tmp_db: Path) -> Iterator[Any]:
     """The guides show one store; the same lines work on both kinds."""
-    if request.param == "embedded":
-        with Database.open(tmp_db) as db:
-            yield db
-    else:
-        with Daemon(tmp_db) as daemon, IpcClient.connect(daemon.socket) as client:
-            yield client
-
-
-@pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
-    """What was printed since the last call."""
-
-    def out() -> str:
-        found = capsys.readouterr()
-        assert found.err == ""
-        return found.out
-
-    return out
+    with open_store(request.param, tmp_db) as store:
+        yield store
 
 
 def create_users(db: Any) -> list[Any]:

@@ -51,8 +51,12 @@ LAZY: dict[str, set[str]] = {
     "toondb/context/tokens.py": {"tiktoken"},
     "toondb/toon_spec.py": {"toon_format"},
 }
-# Files that are of use only to those who have something more, which they import when they are imported; and a command.
-ADAPTERS: dict[str, set[str]] = {"toondb/sqlalchemy.py": {"sqlalchemy"}, "toondb/bulk_cli.py": {"click"}}
+# Files that are of use only to those who have something more, which they import when they are imported; and commands.
+ADAPTERS: dict[str, set[str]] = {
+    "toondb/sqlalchemy.py": {"sqlalchemy"},
+    "toondb/bulk_cli.py": {"click"},
+    "toondb/command.py": {"click"},
+}
 SOURCES = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
 SCRIPTS = sorted(path for name in ("examples", "benchmarks", "tests") for path in (ROOT / name).rglob("*.py"))
 MODULES = sorted(

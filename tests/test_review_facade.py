@@ -17,22 +17,19 @@ from typing import Any
 
 import pytest
 
-from tests.support.daemon import SECONDS, Daemon, child_environ
-from toondb import Database, IpcClient, ValidationError
+from tests.support.daemon import SECONDS, child_environ
+from tests.support.stores import KINDS, open_store
+from toondb import Database, ValidationError
 from toondb_protocol.record import MAX_KEY_SIZE
 
 HUGE = 10**5000
 """Python does not write it in decimal, and no float holds it."""
 
 
-@pytest.fixture(params=["embedded", "ipc"])
+@pytest.fixture(params=KINDS)
 def db(request: pytest.FixtureRequest, tmp_db: Path) -> Iterator[Any]:
-    if request.param == "embedded":
-        with Database.open(tmp_db) as db:
-            yield db
-    else:
-        with Daemon(tmp_db) as daemon, IpcClient.connect(daemon.socket) as client:
-            yield client
+    with open_store(request.param, tmp_db) as store:
+        yield store
 
 
 # Arguments

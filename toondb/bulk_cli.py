@@ -12,15 +12,13 @@ from typing import Any, TypeVar
 
 import click
 
-from toondb_protocol.errors import ToonDBError
-
 from . import __version__
+from .command import run_command
 
 # The work itself is imported by the commands: --help must not wait for NumPy and faiss.
 
 __all__ = ["cli", "main"]
 
-EXIT_INTERRUPTED = 130
 Command = TypeVar("Command", bound=Callable[..., None])
 
 FORMATS = ("npy", "fvecs", "raw_f32")
@@ -131,9 +129,12 @@ def query(
     With --truth it measures: the recall, and the queries in a second.
     """
     from .bulk import bulk_info, bulk_query_batch, recall
+    from .vector.atomic_file import target
 
     measured: dict[str, Any] = {}
     bulk_info(index, verify=False)
+    if output is not None:
+        target(output)  # a long search must not be for nothing
     started = time.perf_counter()
     ids, distances = bulk_query_batch(index, source, k, ef, format=format, exact=exact, threads=threads)
     measured["queries"] = len(ids)
@@ -212,32 +213,8 @@ def convert(source: Path, output: Path, to_format: str | None, quiet: bool, as_j
 
 
 def main() -> None:
-    """Entry point: whatever goes wrong ends in one clear line and an exit status, never in a traceback.
-
-    Exit status: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C.
-    """
-    status: Any = 0
-    try:
-        status = cli.main(prog_name="toondb-bulk", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        status = EXIT_INTERRUPTED
-    except ToonDBError as error:  # before OSError: some are both
-        status = _complain(error.message, error.remediation)
-    except MemoryError:
-        status = _complain("there is not enough memory.", "Build from fewer vectors, or use a machine with more.")
-    except OSError as error:
-        status = _complain(f"{error.strerror or error}{'' if error.filename is None else f': {error.filename}'}.")
-    sys.exit(status)
-
-
-def _complain(message: str, remediation: str = "") -> int:
-    click.echo(f"Error: {message}", err=True)
-    if remediation:
-        click.echo(f"  {remediation}", err=True)
-    return 1
+    """Entry point; see :func:`run_command` for the exit status."""
+    run_command(cli, "toondb-bulk", less="Build from fewer vectors")
 
 
 def _print_json(**fields: Any) -> None:

@@ -47,7 +47,7 @@ from toondb_protocol.arguments import (
     wait_seconds,
     whole_number,
 )
-from toondb_protocol.backoff import delays
+from toondb_protocol.backoff import conflict_delays
 from toondb_protocol.changes import Change
 from toondb_protocol.errors import (
     ConfigurationError,
@@ -486,20 +486,17 @@ class Database(EmbeddedStore):
         Returns:
             What the function returned.
         """
-        whole_number("attempts", attempts, 1)
-        waits = delays(0.001, 0.1)
-        for attempt in range(1, attempts + 1):
+        waits = conflict_delays(attempts)
+        while True:
             transaction = self.begin_transaction(isolation)
             try:
                 with transaction:
-                    result = function(transaction)
+                    return function(transaction)
             except TransactionConflictError:
-                if attempt >= attempts:
+                wait = next(waits, None)
+                if wait is None:
                     raise
-                time.sleep(next(waits))
-                continue
-            return result
-        raise AssertionError("unreachable")
+            time.sleep(wait)
 
     def commit(self, transaction: Transaction | int) -> int:
         """Commit a transaction given as the object or its id; answers the LSN."""

@@ -19,9 +19,11 @@ from toondb_protocol.arguments import (
     answer_by_given,
     given_keys,
     integer,
+    ms_or_none,
     new_ttl_ms,
     pairs_as_dict,
     ttl_to_ms,
+    value_or_none,
 )
 from toondb_protocol.collections import HasCollections
 from toondb_protocol.columns import Columns, given_columns
@@ -74,16 +76,6 @@ class Answer(NamedTuple):
 
     batches: list[list[bytes]]
     rows: int
-
-
-def ms_or_none(ttl: float | None) -> int | None:
-    """A time to live in milliseconds, when there is one."""
-    return None if ttl is None else ttl_to_ms(ttl)
-
-
-def value_or_none(value: BytesLike | None) -> bytes | None:
-    """A value as bytes, when there is one."""
-    return None if value is None else as_value(value)
 
 
 def timed(value: bytes, ttl: float | None) -> bytes:

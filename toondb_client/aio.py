@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from toondb_protocol.arguments import ScanRange, wait_seconds, whole_number
-from toondb_protocol.backoff import Patience, delays
+from toondb_protocol.backoff import Patience, conflict_delays
 from toondb_protocol.changes import Change
 from toondb_protocol.client_core import ReplyFrame
 from toondb_protocol.errors import (
@@ -328,20 +328,17 @@ class AsyncIpcClient(AsyncStore):
 
         See :meth:`IpcClient.run_transaction`.
         """
-        whole_number("attempts", attempts, 1)
-        waits = delays(0.001, 0.1)
-        for attempt in range(1, attempts + 1):
+        waits = conflict_delays(attempts)
+        while True:
             transaction = await self.begin_transaction(isolation)
             try:
                 async with transaction:
-                    result = await function(transaction)
+                    return await function(transaction)
             except TransactionConflictError:
-                if attempt >= attempts:
+                wait = next(waits, None)
+                if wait is None:
                     raise
-                await asyncio.sleep(next(waits))
-                continue
-            return result
-        raise AssertionError("unreachable")
+            await asyncio.sleep(wait)
 
     async def commit(self, transaction: AsyncTransaction | int) -> int:
         """Commit a transaction given as the object or its id; answers the LSN."""

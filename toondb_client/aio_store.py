@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from toondb_protocol.arguments import Items, ScanRange, new_ttl_ms, scan_range, ttl_to_ms
+from toondb_protocol.arguments import Items, ScanRange, ms_or_none, new_ttl_ms, scan_range, ttl_to_ms, value_or_none
 from toondb_protocol.columns import Columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
 from toondb_protocol.paths import path_key
@@ -16,7 +16,6 @@ from toondb_protocol.sql_values import SqlParameters
 
 from . import calls
 from .aio_collections import AsyncHasCollections
-from .store import ms_or_none, value_or_none
 
 __all__ = ["AsyncStore"]
 
@@ -39,6 +38,9 @@ class AsyncStore(AsyncHasCollections):
         raise NotImplementedError
 
     async def _operate(self, operation: str, arguments: dict[str, Any]) -> Any:
+        call = calls.read_operation(self._txn, operation, arguments, self._max_frame)
+        if call is not None:
+            return await self._call(call)
         return await self._run(calls.operate(self._txn, operation, arguments, self._max_frame))
 
     async def _call(self, call: calls.Call) -> Any:

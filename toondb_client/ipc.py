@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from toondb_protocol.arguments import ScanRange, wait_seconds, whole_number
-from toondb_protocol.backoff import Patience, delays
+from toondb_protocol.backoff import Patience, conflict_delays
 from toondb_protocol.changes import Change
 from toondb_protocol.client_core import ReplyFrame
 from toondb_protocol.errors import (
@@ -190,7 +190,7 @@ class IpcClient(SyncStore):
         """Run an operation of several steps on one connection."""
         pool = self._pool
         deadline = time.monotonic() + pool.timeout
-        patience = Patience(deadline, pool.reconnect_timeout)
+        patience: Patience | None = None
         connection: SyncConnection | None = None
         try:
             step = next(operation)
@@ -205,6 +205,7 @@ class IpcClient(SyncStore):
                 pool.discard(connection)
                 pool.drop_idle()
                 connection = None
+                patience = patience or Patience(deadline, pool.reconnect_timeout)
                 delay = patience.next_delay(time.monotonic()) if step.loss is calls.Loss.AGAIN else None
                 if delay is None:
                     raise lost_step(error, step.loss) from None
@@ -357,20 +358,17 @@ class IpcClient(SyncStore):
         Returns:
             What the function returned.
         """
-        whole_number("attempts", attempts, 1)
-        waits = delays(0.001, 0.1)
-        for attempt in range(1, attempts + 1):
+        waits = conflict_delays(attempts)
+        while True:
             transaction = self.begin_transaction(isolation)
             try:
                 with transaction:
-                    result = function(transaction)
+                    return function(transaction)
             except TransactionConflictError:
-                if attempt >= attempts:
+                wait = next(waits, None)
+                if wait is None:
                     raise
-                time.sleep(next(waits))
-                continue
-            return result
-        raise AssertionError("unreachable")
+            time.sleep(wait)
 
     def commit(self, transaction: Transaction | int) -> int:
         """Commit a transaction given as the object or its id; answers the LSN."""

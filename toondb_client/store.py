@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from toondb_protocol.arguments import Items, ScanRange, new_ttl_ms, ttl_to_ms
+from toondb_protocol.arguments import Items, ScanRange, ms_or_none, new_ttl_ms, ttl_to_ms, value_or_none
 from toondb_protocol.collections import HasCollections
 from toondb_protocol.columns import Columns
 from toondb_protocol.keys import BytesLike, KeyLike, as_key, as_value
@@ -18,19 +18,9 @@ from toondb_protocol.store import Store
 
 from . import calls
 
-__all__ = ["SyncStore", "ms_or_none", "value_or_none"]
+__all__ = ["SyncStore"]
 
 T = TypeVar("T")
-
-
-def ms_or_none(ttl: float | None) -> int | None:
-    """A time to live in milliseconds, when there is one."""
-    return None if ttl is None else ttl_to_ms(ttl)
-
-
-def value_or_none(value: BytesLike | None) -> bytes | None:
-    """A value as bytes, when there is one."""
-    return None if value is None else as_value(value)
 
 
 class SyncStore(Store, HasCollections):
@@ -44,6 +34,9 @@ class SyncStore(Store, HasCollections):
         raise NotImplementedError
 
     def _operate(self, operation: str, arguments: dict[str, Any]) -> Any:
+        call = calls.read_operation(self._txn, operation, arguments, self._max_frame)
+        if call is not None:
+            return self._call(call)
         return self._run(calls.operate(self._txn, operation, arguments, self._max_frame))
 
     def _call(self, call: calls.Call) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from toondb.command import run_command
 from toondb.engine.options import DEFAULT_MAP_SIZE, SyncMode
-from toondb_protocol.errors import ConfigurationError, ToonDBError
+from toondb_protocol.errors import ConfigurationError
 
 from . import __version__
 from .cli_options import database_option, setting, socket_option
@@ -17,8 +18,6 @@ from .cli_types import ByteSize, OctalMode, UserId
 from .config import DEFAULT_STATEMENT_TIMEOUT_MS, ServerConfig
 
 __all__ = ["cli", "main"]
-
-EXIT_INTERRUPTED = 130
 
 
 class _ServeByDefault(click.Group):
@@ -194,31 +193,8 @@ def serve(log_level: str, sync_mode: str, allow_uids: Sequence[int], **options: 
 
 
 def main() -> None:
-    """Entry point: whatever goes wrong ends in one clear line and an exit status, never in a traceback.
-
-    Exit status: 0 done, 1 failed, 2 wrong usage, 3 and 4 see ``status``, 130 Ctrl-C. A reader
-    of a pipe that left ends the command quietly with 1 (click does that).
-    """
+    """Entry point; see :func:`run_command` for the exit status, and ``status`` for two more, 3 and 4."""
     from . import cli_admin
 
     cli_admin.register(cli)
-    status: Any = 0
-    try:
-        status = cli.main(prog_name="toondb-server", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        status = EXIT_INTERRUPTED
-    except ToonDBError as error:  # before OSError: some are both
-        status = _complain(error.message, error.remediation)
-    except OSError as error:
-        status = _complain(f"{error.strerror or error}{'' if error.filename is None else f': {error.filename}'}.")
-    sys.exit(status)
-
-
-def _complain(message: str, remediation: str = "") -> int:
-    click.echo(f"Error: {message}", err=True)
-    if remediation:
-        click.echo(f"  {remediation}", err=True)
-    return 1
+    run_command(cli, "toondb-server", less="Do less at a time")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from enum import Enum, IntFlag
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -44,9 +45,11 @@ __all__ = [
     "exactly_u64",
     "expect_empty",
     "find_transaction",
+    "frames_of_rows",
     "map_body",
     "only",
     "row_frames",
+    "sql_transaction",
     "txn_id",
     "uint",
 ]
@@ -142,6 +145,15 @@ def find_transaction(session: Session, transaction_id: int) -> Transaction:
     transaction = session.transactions.get(transaction_id)
     if transaction is None:
         raise TransactionNotFoundError(f"no transaction {transaction_id} is open on this connection.")
+    return transaction
+
+
+def sql_transaction(session: Session, transaction_id: int) -> Transaction:
+    """The open transaction of that id of a connection, for a request that runs in SQL on a worker thread."""
+    transaction = find_transaction(session, transaction_id)
+    session.uses_sql = True
+    session.view = transaction.snapshot
+    transaction.snapshot.touched_at = time.monotonic()
     return transaction
 
 
@@ -261,27 +273,32 @@ def end_stream(facts: dict[str, Any]) -> bytes:
 
 def row_frames(session: Session, rows: list[Any], width: int) -> Iterator[bytes]:
     """ROW frames of a flat list of rows of ``width`` items; halved until each fits into a frame."""
-    cap = session.server.config.max_frame + REPLY_SLACK
+    return frames_of_rows(rows, width, session.server.config.max_frame)
+
+
+def frames_of_rows(rows: Sequence[Any], width: int, max_frame: int) -> Iterator[bytes]:
+    """:func:`row_frames` for frames of ``max_frame`` bytes of payload."""
+    cap = max_frame + REPLY_SLACK
     if len(rows) == width:
         # SQL makes rows of any size: to pack one that cannot be sent would take twice its memory again.
         size = sum([len(item) for item in rows if isinstance(item, (bytes, str))])
         if size > cap:
-            raise _row_too_large(session, size)
+            raise _row_too_large(size, max_frame)
     payload: bytes = msgpack.packb(rows)
     if len(payload) <= cap:
         yield pack_header(Reply.ROW, len(payload)) + payload
         return
     count = len(rows) // width
     if count == 1:
-        raise _row_too_large(session, len(payload))
+        raise _row_too_large(len(payload), max_frame)
     half = count // 2 * width
-    yield from row_frames(session, rows[:half], width)
-    yield from row_frames(session, rows[half:], width)
+    yield from frames_of_rows(rows[:half], width, max_frame)
+    yield from frames_of_rows(rows[half:], width, max_frame)
 
 
-def _row_too_large(session: Session, size: int) -> FrameTooLargeError:
+def _row_too_large(size: int, max_frame: int) -> FrameTooLargeError:
     return FrameTooLargeError(
         f"a row of {size} bytes does not fit into a frame.",
         remediation="Ask for less of it, or restart the server with a larger --max-frame.",
-        details={"limit": session.server.config.max_frame, "actual": size},
+        details={"limit": max_frame, "actual": size},
     )

@@ -6,19 +6,15 @@ to GETs are, until a commit changes a table.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgpack
 
-from toondb_protocol.frames import pack_header
-from toondb_protocol.opcodes import Reply
-
-from .requests import end_stream
+from .operations import short_search
+from .short_searches import ShortSearches
+from .sql_replies import whole_reply
 
 if TYPE_CHECKING:
-    from toondb.sql.connection import Outcome
     from toondb.sql.quick import QuickReader
 
     from .session import Session
@@ -71,22 +67,14 @@ class ShortReads:
             return None
         # Values that no column holds make it fail, and the error is told by the next to look at it.
         outcome = self._reader.run(text, params)
-        reply = None if outcome is None else self._packed(outcome)
-        if reply is not None and len(reply) <= LONGEST_KEPT:
+        if outcome is None:
+            return None
+        reply = whole_reply(outcome, self._max_frame)
+        if len(reply) > self._max_frame:
+            return None
+        if len(reply) <= LONGEST_KEPT:
             self._keep(payload, reply)
         return reply
-
-    def _packed(self, outcome: Outcome) -> bytes | None:
-        columns, rows, _, _ = outcome
-        if sum(map(len, columns)) > LONGEST_REQUEST:
-            return None
-        head, end = _around(tuple(columns), len(rows))
-        if not rows:
-            return head + end
-        payload: bytes = msgpack.packb(rows[0] if len(rows) == 1 else list(chain.from_iterable(rows)))
-        if len(payload) > self._max_frame:
-            return None
-        return b"".join((head, pack_header(Reply.ROW, len(payload)), payload, end))
 
     def _keep(self, payload: bytes, reply: bytes) -> None:
         lsn = self._reader.read_lsn
@@ -103,16 +91,10 @@ class ShortReads:
         self.kept_bytes = 0
 
 
-@lru_cache(512)
-def _around(columns: tuple[str, ...], rows: int) -> tuple[bytes, bytes]:
-    """What comes before and after the rows."""
-    payload: bytes = msgpack.packb(columns)
-    end = end_stream({"rows": rows, "cursor": None, "affected": 0, "last_row_id": 0})
-    return pack_header(Reply.ROW, len(payload)) + payload, end
-
-
 def short_read(session: Session, payload: bytes) -> bytes | None:
     """Answer an extended QUERY at once; None = it has to be looked at closely."""
+    if ShortSearches.is_one(payload):
+        return short_search(session, payload)
     short_reads = session.server.short_reads
     reply = None if short_reads is None else short_reads.reply(payload)
     if reply is not None:

@@ -21,7 +21,8 @@ from toondb_protocol.errors import (
 from toondb_protocol.sql_values import ParameterSets, given_sql, only_reads
 
 from .parts import Parts
-from .requests import Job, Result, boolean, end_stream, find_transaction, map_body, only, row_frames, uint
+from .requests import Job, Result, boolean, map_body, only, row_frames, sql_transaction, uint
+from .sql_replies import end_of_rows, whole_reply
 from .workers import Last, Steps, Task
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ _STEP_BYTES = 256 * 1024
 _MOST_ROWS = 16_384
 _MOST_VALUES = 262_144
 _MOST_CURSORS_PER_SESSION = 16
-_LONGEST_QUICK_TEXT = 4096
 
 _SQL_KEYS = frozenset({"sql", "params", "runs", "names", "more", "part", "script", "window"})
 
@@ -58,11 +58,7 @@ def runner_of(session: Session, transaction_id: int) -> SqlEngine | SqlSession:
     sql = session.server.sql()
     if not transaction_id:
         return sql
-    transaction = find_transaction(session, transaction_id)
-    session.uses_sql = True
-    session.view = transaction.snapshot
-    transaction.snapshot.touched_at = time.monotonic()
-    return sql.session(transaction)
+    return sql.session(sql_transaction(session, transaction_id))
 
 
 def run_sql(session: Session, transaction_id: int, body: dict[str, Any], payload: bytes) -> Result:
@@ -81,7 +77,7 @@ def run_sql(session: Session, transaction_id: int, body: dict[str, Any], payload
         gathered.add(payload, session.engine.options.max_transaction_bytes, "parameters")
         if boolean(body, "more", default=False):
             session.parts["statement"] = gathered
-            return _end(0, None)
+            return end_of_rows(0, None)
         values = _Values(gathered.payloads[:-1], part)
         return _outcome_job(session, transaction_id, lambda runner: runner.execute_many(text, values))
     if body.keys() & {"names", "more", "part"}:
@@ -90,10 +86,10 @@ def run_sql(session: Session, transaction_id: int, body: dict[str, Any], payload
         if params is not None or "window" in body:
             raise MalformedRequestError("'script' goes without 'params' and 'window'")
         return _outcome_job(session, transaction_id, lambda runner: runner.execute_script(text))
-    if not transaction_id and len(text) <= _LONGEST_QUICK_TEXT:
+    if not transaction_id:
         outcome = session.server.quick_sql(text, params)
         if outcome is not None:
-            return _reply(session, outcome)
+            return whole_reply(outcome, session.server.config.max_frame)
     runner = runner_of(session, transaction_id)
     session.next_cursor += 1
     cursor = SqlCursor(session, session.next_cursor, lambda: runner.stream(text, params), transaction_id)
@@ -137,28 +133,13 @@ def _decoded(payload: bytes) -> ParameterSets:
 # Statements
 
 
-def _end(rows: int, cursor: int | None, affected: int = 0, last_row_id: int = 0) -> bytes:
-    return end_stream({"rows": rows, "cursor": cursor, "affected": affected, "last_row_id": last_row_id})
-
-
-def _reply(session: Session, outcome: Outcome) -> bytes:
-    """The whole reply to a statement whose few rows are all there."""
-    columns, rows, affected, last_row_id = outcome
-    width = len(columns)
-    out = list(row_frames(session, columns, width))
-    if rows:
-        out += row_frames(session, list(chain.from_iterable(rows)), width)
-    out.append(_end(len(rows), None, affected, last_row_id))
-    return b"".join(out)
-
-
 def _outcome_job(session: Session, transaction_id: int, run: Callable[[Any], Outcome]) -> Job:
     """Run something whose rows are dropped."""
     runner = runner_of(session, transaction_id)
 
     def work() -> bytes:
         outcome = run(runner)
-        return _end(0, None, outcome.rows_affected, outcome.last_row_id)
+        return end_of_rows(0, None, outcome.rows_affected, outcome.last_row_id)
 
     return on_worker(session, work, writes=True)
 
@@ -234,11 +215,11 @@ class SqlCursor:
                 sent += size
                 size = 0
                 if ended:
-                    out.append(_end(total, None, stream.rows_affected, stream.last_row_id))
+                    out.append(end_of_rows(total, None, stream.rows_affected, stream.last_row_id))
                 elif window and sent >= window:
                     self.paused = True
                     self.touched_at = time.monotonic()
-                    out.append(_end(total, self.id))
+                    out.append(end_of_rows(total, self.id))
                 data = b"".join(out)
                 out = []
                 if ended or self.paused:
@@ -301,14 +282,12 @@ def resume_cursor(session: Session, cursor: SqlCursor, window: int, *, close: bo
     """Go on with a statement, or close it."""
     if close:
         drop_sql_cursor(session, cursor)
-        return _end(0, None)
+        return end_of_rows(0, None)
     del session.sql_cursors[cursor.id]
     # Not left to the worker thread: until its first step this would look like the end of the next window.
     cursor.paused = False
     if cursor.transaction:
-        transaction = find_transaction(session, cursor.transaction)
-        session.view = transaction.snapshot
-        transaction.snapshot.touched_at = time.monotonic()
+        sql_transaction(session, cursor.transaction)
     return _cursor_job(session, cursor, window)
 
 

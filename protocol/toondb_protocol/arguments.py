@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from .errors import ValidationError
@@ -21,15 +21,18 @@ __all__ = [
     "check_isolation",
     "given_keys",
     "integer",
+    "ms_or_none",
     "new_ttl_ms",
     "pairs",
     "pairs_as_dict",
+    "plain_number",
     "scan_range",
     "sendable_filter",
     "several",
     "shown",
     "text",
     "ttl_to_ms",
+    "value_or_none",
     "wait_seconds",
     "whole_number",
 ]
@@ -44,6 +47,7 @@ MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1
 
 _MOST = 1 << 62
 _MOST_FILTER_LEVELS = 48
+_PLAIN = (int, float, bool, str, type(None), dict, list)
 _MOST_TTL_MS = 1 << 52
 _MOST_WAIT_SECONDS = 1e12
 
@@ -54,6 +58,16 @@ def shown(value: object) -> str:
         # Python refuses to write very long ones in decimal.
         return f"an integer of {value.bit_length()} bits"
     return f"{value!r:.60}"
+
+
+def plain_number(value: Any) -> Any:
+    """A single number of NumPy (or of a library alike) as Python's own; anything else as it is."""
+    if type(value) in _PLAIN:
+        return value
+    if getattr(value, "shape", None) == () and hasattr(value, "dtype") and hasattr(value, "item"):
+        item = value.item()
+        return item if isinstance(item, (bool, int, float)) else value
+    return value
 
 
 def whole_number(name: str, value: int, least: int = 0) -> int:
@@ -106,6 +120,16 @@ def ttl_to_ms(ttl: float) -> int:
         raise ValidationError(f"ttl must be a positive number of seconds, got {shown(ttl)}.")
     # Cut before it is rounded: a thousandfold of the largest floats is infinite.
     return max(1, math.ceil(min(_MOST_TTL_MS, ttl * 1000)))
+
+
+def ms_or_none(ttl: float | None) -> int | None:
+    """A time to live in whole milliseconds, when there is one; see :func:`ttl_to_ms`."""
+    return None if ttl is None else ttl_to_ms(ttl)
+
+
+def value_or_none(value: BytesLike | None) -> bytes | None:
+    """A value as bytes, when there is one."""
+    return None if value is None else as_value(value)
 
 
 def new_ttl_ms(new: object, ttl: float | None) -> int | None:
@@ -171,8 +195,12 @@ def answer_by_given(given: list[tuple[bytes, Any]], found: Mapping[bytes, bytes]
     return {key: found[name] for name, key in given if name in found}
 
 
-def pairs(items: Items) -> list[tuple[bytes, bytes]]:
+def pairs(items: Items, as_key: Callable[[KeyLike], bytes] = as_key) -> list[tuple[bytes, bytes]]:
     """The pairs of ``put_many`` as bytes.
+
+    Args:
+        items: A mapping or pairs.
+        as_key: Checks a key and makes it bytes.
 
     Raises:
         ValidationError: Something is not a pair of key and value.
@@ -214,6 +242,7 @@ def pairs_as_dict(items: Items) -> tuple[dict[bytes, bytes], int]:
 
 def sendable_filter(value: Any, levels: int = _MOST_FILTER_LEVELS) -> Any:
     """A copy of a condition, made of what every mode can carry; what it means is checked where it is run."""
+    value = plain_number(value)
     if value is None or isinstance(value, (bool, float, bytes)):
         return value
     if isinstance(value, int):

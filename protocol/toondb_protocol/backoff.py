@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 
-__all__ = ["Patience", "delays"]
+from .arguments import whole_number
+
+__all__ = ["Patience", "conflict_delays", "delays"]
 
 
 def delays(first: float = 0.005, cap: float = 0.25) -> Iterator[float]:
@@ -14,6 +17,18 @@ def delays(first: float = 0.005, cap: float = 0.25) -> Iterator[float]:
     while True:
         yield random.uniform(0, bound)
         bound = min(cap, bound * 2)
+
+
+def conflict_delays(attempts: int) -> Iterator[float]:
+    """Seconds to wait after each conflict of a transaction that is tried again; it ends where the tries do.
+
+    Args:
+        attempts: Tries at the most.
+
+    Raises:
+        ValidationError: They are not a number of 1 or more.
+    """
+    return islice(delays(0.001, 0.1), whole_number("attempts", attempts, 1) - 1)
 
 
 class Patience:

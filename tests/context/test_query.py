@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.stores import KINDS, open_store
 from toondb import AsyncContextQuery, AsyncIpcClient, ContextQuery, Database, DeduplicationStrategy, IpcClient
 from toondb.context import TruncationStrategy
 from toondb.errors import CollectionConfigError, DimensionMismatchError, ToonDBError, ValidationError
@@ -42,16 +43,12 @@ def fill(collection: Collection) -> None:
         collection.insert(id, at(degrees), {"topic": topic, "title": f"About {id}"}, text)
 
 
-@pytest.fixture(scope="module", params=["embedded", "ipc"])
+@pytest.fixture(scope="module", params=KINDS)
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     parent = Path(tempfile.mkdtemp(prefix="toondb-"))
     try:
-        if request.param == "embedded":
-            with Database.open(parent / "db") as db:
-                yield db
-        else:
-            with Daemon(parent / "db") as daemon, IpcClient.connect(daemon.socket) as client:
-                yield client
+        with open_store(request.param, parent / "db") as store:
+            yield store
     finally:
         shutil.rmtree(parent)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.support.daemon import SECONDS, Daemon, child_environ
+from tests.support.daemon import Daemon
+from tests.support.writers import acknowledged, start_writer
 from toondb import Database, IpcClient
 from toondb.engine import maintenance
 
@@ -45,20 +44,6 @@ with IpcClient.connect(socket, reconnect_timeout=0.1) as client:
 """
 
 
-def start(daemon: Daemon, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", "-c", WRITER, str(daemon.socket), name]
-    return subprocess.Popen(command, env=child_environ(), stdout=subprocess.PIPE, text=True)
-
-
-def acknowledged(writer: subprocess.Popen[str]) -> int:
-    """The last number that a writer was told of, once it has ended."""
-    assert writer.stdout is not None
-    numbers = writer.stdout.read().split()
-    writer.stdout.close()
-    assert writer.wait(SECONDS) == 0
-    return int(numbers[-1]) if numbers else 0
-
-
 def check(db: Database, name: str, least: int) -> int:
     """Check that what a writer has written together is there together; answers how often it has."""
     docs = db.collection("ns", "docs")
@@ -89,7 +74,7 @@ def test_documents_keys_and_rows_survive_together(tmp_db: Path) -> None:
     told = dict.fromkeys(map(str, range(WRITERS)), 0)
     for _ in range(ROUNDS):
         with Daemon(tmp_db) as daemon:
-            writers = {name: start(daemon, name) for name in told}
+            writers = {name: start_writer(WRITER, daemon, name) for name in told}
             for name, writer in writers.items():
                 assert writer.stdout is not None
                 for _ in range(draw.randint(2, 5)):

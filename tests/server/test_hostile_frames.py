@@ -134,9 +134,14 @@ def test_many_frames_in_one_packet(raw: Raw) -> None:
         _check_mixed(raw)
 
 
-def test_golden_requests_in_one_packet_get_one_reply_each(raw: Raw) -> None:
+def test_golden_requests_in_one_packet_get_one_reply_each(daemon: Daemon, raw: Raw) -> None:
     raw.send(b"".join(vector["frame"] + frame(PING) for vector in REQUESTS))
     for vector in REQUESTS:
+        body = vector["fields"].get("body", {})
+        if "wait_ms" in body:
+            # It asks for changes to come: here is one, before it waits or while it does.
+            with Raw(daemon.socket) as other:
+                other.call(put(body["prefix"] + b"new", b""))
         raw.answer()
         assert raw.answer().code == PONG, vector["name"]
 

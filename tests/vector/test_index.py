@@ -539,9 +539,9 @@ for turn in range(16):
         for _ in range((100, 1)[turn % 2]):
             index.insert_batch(ids, new)
             index.delete(ids[0])
+        signal.setitimer(signal.ITIMER_REAL, 0)  # one that came before is raised here, and no later
     except KeyboardInterrupt:
         pass
-    signal.setitimer(signal.ITIMER_REAL, 0)
     for at, id in enumerate(ids):
         rows.setdefault(id, []).append(new[at])
     query = rng.standard_normal(16).astype(np.float32)

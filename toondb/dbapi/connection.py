@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeAlias, TypeVar
 
 from toondb.connecting import connect as open_store
-from toondb_protocol.arguments import check_isolation, whole_number
-from toondb_protocol.backoff import delays
+from toondb_protocol.arguments import check_isolation
+from toondb_protocol.backoff import conflict_delays
 from toondb_protocol.errors import (
     ConfigurationError,
     DatabaseClosedError,
@@ -230,24 +230,22 @@ class Connection:
             OperationalError: A transaction has begun already.
         """
         with mapped():
-            whole_number("attempts", attempts, 1)
-        waits = delays(0.001, 0.1)
-        for attempt in range(1, attempts + 1):
+            waits = conflict_delays(attempts)
+        while True:
             with self._locked(), mapped():
                 self._check_open()
                 self._begin()
             try:
                 result = function(self)
                 self.commit()
+                return result
             except BaseException as error:
                 if not self._closed:
                     self.rollback()
-                if not isinstance(error, TransactionConflictError) or attempt >= attempts:
+                wait = next(waits, None) if isinstance(error, TransactionConflictError) else None
+                if wait is None:
                     raise
-            else:
-                return result
-            time.sleep(next(waits))
-        raise AssertionError("unreachable")
+            time.sleep(wait)
 
     def _begin(self) -> AnyTransaction:
         if self._transaction is not None:

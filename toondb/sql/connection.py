@@ -14,23 +14,17 @@ import apsw
 
 from toondb.engine.snapshot import Snapshot
 from toondb.engine.transaction import Transaction
-from toondb_protocol.errors import (
-    SqlConstraintError,
-    SqlError,
-    SqlForbiddenError,
-    SqlInterruptedError,
-    ToonDBError,
-    TransactionTooLargeError,
-    ValidationError,
-)
-from toondb_protocol.sql_values import BAD_VALUES
+from toondb_protocol.errors import SqlError, ToonDBError
 
-from .cancel import Cancel, current_cancel
+from . import failures
+from .counting import RunCounter, rows_changed
 from .fetching import some_rows
+from .known_statements import KnownStatements, changes_rows, is_comment, unique_names
 from .page_keys import USER_PAGES, PageSpace
 from .pages import PAGE_SIZE, RESERVED_BYTES, open_page_file, vfs_name
-from .policy import OWN_SAVEPOINT, VACUUM_REFUSED, Policy, apply_limits
+from .policy import OWN_SAVEPOINT, Policy, apply_limits
 from .row_statement import statements
+from .statement_clock import StatementClock
 
 if TYPE_CHECKING:
     from .firing import RowPlugins
@@ -43,21 +37,7 @@ Bindings: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 
 _CACHE_KIB = 32 * 1024
 _STEPS_BETWEEN_LOOKS = 20_000
-_COMMENT = re.compile(r"\s+|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)", re.DOTALL)
-_LEADING = re.compile(rf"(?:{_COMMENT.pattern})*", re.DOTALL)
-_CHANGES_ROWS = re.compile(r"(?:insert|update|delete|replace|with)\b", re.IGNORECASE)
 _MAY_KEEP_PART = re.compile(r"\bfail\b", re.IGNORECASE)
-_KNOWN_STATEMENTS = 512
-_LONGEST_QUICK_TEXT = 4096
-_MOST_QUICK_LOOKS = 40
-
-
-class _Known(NamedTuple):
-    """What is known of a statement that was run before."""
-
-    readonly: bool
-    columns: list[str]
-    quick: bool
 
 
 class WantsToWrite(Exception):
@@ -101,22 +81,18 @@ class SqlConnection:
         self._foreign_keys = foreign_keys
         self._policy = Policy(only_quick=bool(steps))
         self._ready = False
-        self._deadline: float | None = None
-        self._stop = self._many = self._script = False
-        self._looks = 0
-        self._halted = False
+        self._clock = StatementClock(self._policy)
         self._handled = 0
-        self._cancel: Cancel | None = None
+        self._script = False
         self._reading_only = False
-        self._counted = self._counted_to = self._runs = 0
-        self._counts_each_run = False
+        self._runs: RunCounter | None = None
         self.plugins: RowPlugins | None = None
         self._row_triggers: RowTriggers | None = None
         self._columns: list[str] = []
         self._text = ""
         self._whole = True
         self._readonly = False
-        self._known: dict[str, _Known] = {}
+        self._known = KnownStatements()
         self._cookie: bytes | None = b""
         # What last_insert_rowid() says where no statement runs: that of this transaction, of nobody else.
         self._row_id = 0
@@ -132,9 +108,9 @@ class SqlConnection:
         if longest_value:
             self._db.limit(apsw.SQLITE_LIMIT_LENGTH, longest_value)
         if steps:
-            self._db.set_progress_handler(self._is_over_budget, steps)
+            self._db.set_progress_handler(self._clock.is_over_budget, steps)
         else:
-            self._db.set_progress_handler(self._must_stop, _STEPS_BETWEEN_LOOKS)
+            self._db.set_progress_handler(self._clock.must_stop, _STEPS_BETWEEN_LOOKS)
 
     # Binding
 
@@ -148,7 +124,7 @@ class SqlConnection:
         """
         self._own_snapshot = snapshot if transaction is None else None
         self._mark = mark
-        self._halted = False
+        self._clock.halted = False
         self.file.bind(snapshot, transaction)
         cookie = self.file.schema_cookie
         other_schema = cookie != self._cookie
@@ -194,6 +170,10 @@ class SqlConnection:
             raise self._translated(error) from None
         finally:
             self._policy.internal = False
+
+    def run_own(self, statement: str) -> None:
+        """Run a statement that is none of a user's, so that the policy allows all of it: for a temporary table."""
+        self._own(statement)
 
     @property
     def in_transaction(self) -> bool:
@@ -325,7 +305,7 @@ class SqlConnection:
         if self._readonly:
             return Outcome(columns, rows, 0, 0)
         # To make a virtual table is to write rows of it.
-        affected = self._affected(before) if _changes_rows(text) else 0
+        affected = rows_changed(self._db, before) if changes_rows(text) else 0
         return Outcome(columns, rows, affected, self._inserted(before))
 
     def _guard(self) -> None:
@@ -339,10 +319,6 @@ class SqlConnection:
         if self._keeps_part or policy.triggers or (self._foreign_keys and policy.changes):
             self._own(f"SAVEPOINT {OWN_SAVEPOINT}")
             self._guarded = True
-
-    def _affected(self, before: int) -> int:
-        """The rows that the last statement changed, without those of triggers; ``before`` are all changes before it."""
-        return self._db.changes() if self._db.total_changes() != before else 0
 
     def start(
         self, text: str, bindings: Bindings, *, reading_only: bool, in_transaction: bool, seconds: float | None
@@ -382,7 +358,7 @@ class SqlConnection:
             rows, ended = some_rows(cursor, count, size)
         except Exception as error:
             raise self._failed(error) from None
-        return rows, ended, None if self._deadline is None else self._deadline - time.monotonic()
+        return rows, ended, self._clock.left
 
     def run_script(self, text: str, *, seconds: float | None) -> Outcome:
         """Run any number of statements, all of them or, when one fails, none; what rows they give is dropped."""
@@ -441,18 +417,16 @@ class SqlConnection:
 
     def _learn(self, text: str) -> None:
         """Remember what a statement is, once it was run."""
-        if self._policy.savepoint or (not self._readonly and not _changes_rows(text)):
+        if self._policy.savepoint or (not self._readonly and not changes_rows(text)):
             self._forget_schema()
         else:
-            if len(self._known) >= _KNOWN_STATEMENTS:
-                self._known.clear()
-            quick = (
-                self._readonly
-                and self._policy.quick
-                and self._policy.looks <= _MOST_QUICK_LOOKS
-                and len(text) <= _LONGEST_QUICK_TEXT
+            self._known.learn(
+                text,
+                self._columns,
+                readonly=self._readonly,
+                quick=self._policy.quick,
+                looks=self._policy.looks,
             )
-            self._known[text] = _Known(self._readonly, self._columns, quick)
 
     def run_many(self, text: str, sequence: Iterable[Bindings], *, seconds: float | None) -> Outcome:
         """Run one statement for each set of values; what rows they give is dropped."""
@@ -462,8 +436,7 @@ class SqlConnection:
         with self._savepoint():
             self._prepare(text, reading_only=False, in_transaction=True, seconds=seconds)
             self._policy.repeated = True
-            self._many, self._runs, self._counts_each_run = True, 0, self._foreign_keys
-            self._counted, self._counted_to = 0, before
+            runs = self._runs = RunCounter(self._db, one_by_one=self._foreign_keys)
             try:
                 for _ in self._db.executemany(text, sequence):  # type: ignore[arg-type]
                     pass
@@ -471,32 +444,7 @@ class SqlConnection:
                 raise self._failed(error) from None
             finally:
                 self._db.exec_trace = None
-        total = self._db.total_changes()
-        # What triggers, cascades and virtual tables change beside is not counted, where there are any.
-        if self._counts_each_run or self._runs == 1:
-            affected = self._counted + self._affected(self._counted_to)
-        else:
-            affected = total - before
-        return Outcome([], [], affected, self._inserted(before))
-
-    def _before_a_run(self) -> None:
-        """Called before each run of many, as long as runs have to be counted one by one."""
-        self._runs += 1
-        self._counts_each_run = self._counts_each_run or self._policy.triggers
-        total = self._db.total_changes()
-        if (
-            self._runs == 2
-            and not self._counts_each_run
-            and total - self._counted_to == self._affected(self._counted_to)
-        ):
-            # It changes nothing beside, so the sum will do. And it is the same statement for every set of values: that
-            # it may run needs no more looking at.
-            self._db.exec_trace = None
-            return
-        if self._runs == 2:
-            self._counts_each_run = True
-        self._counted += self._affected(self._counted_to)
-        self._counted_to = total
+        return Outcome([], [], runs.affected(), self._inserted(before))
 
     # Statements that fire plugins
 
@@ -534,7 +482,7 @@ class SqlConnection:
                     text, bindings, reading_only=False, in_transaction=in_transaction, seconds=seconds
                 )
                 rows = cursor.fetchall()
-                affected = self._affected(before)
+                affected = rows_changed(self._db, before)
                 rows += change.apply(bindings)
         except Exception as error:
             failed = self._failed(error)
@@ -555,7 +503,7 @@ class SqlConnection:
                         self._db.execute(text, bindings).fetchall()
                     else:
                         self._execute(text, bindings, False, True, seconds).fetchall()
-                    affected += self._affected(before)
+                    affected += rows_changed(self._db, before)
                     change.apply(bindings, more=True)
                 change.end()
         except Exception as error:
@@ -580,17 +528,14 @@ class SqlConnection:
         self._policy.begin(in_transaction=in_transaction)
         self._text, self._whole, self._columns = text, True, []
         self._reading_only = reading_only
-        self._many = False
+        self._runs = None
         self._first_run = True
         self._start_clock(seconds)
         self._db.exec_trace = self._traced
 
     def _start_clock(self, seconds: float | None) -> None:
-        self._stop = False
         self._handled = id(sys.exception())
-        self._looks = 0
-        self._cancel = current_cancel()
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._clock.start(seconds)
 
     def _execute(
         self, text: str, bindings: Bindings, reading_only: bool, in_transaction: bool, seconds: float | None
@@ -611,12 +556,9 @@ class SqlConnection:
             return error
         if isinstance(error, apsw.ExecTraceAbort):
             return self._refusal()
-        if isinstance(error, (apsw.BindingsError, LookupError, TypeError, OverflowError, UnicodeEncodeError)):
-            return _bad_binding(error)
-        if isinstance(error, UnicodeDecodeError):
-            return SqlError(
-                "a text of the result is not valid UTF-8.", remediation="Ask for it as a blob: CAST(column AS BLOB)."
-            )
+        found = failures.of_values(error)
+        if found is not None:
+            return found
         return self._translated(error) if isinstance(error, apsw.Error) else error
 
     def _refusal(self) -> Exception:
@@ -633,7 +575,7 @@ class SqlConnection:
             return True
         if len(statement) < len(self._text):
             rest = self._text[len(statement) :]
-            if _COMMENT.sub("", rest):
+            if not is_comment(rest):
                 self._whole = False
                 return False
         readonly = cursor.is_readonly and not self._policy.writes
@@ -643,106 +585,24 @@ class SqlConnection:
             self._first_run = False
             if not readonly and not self._policy.row_id:
                 self._db.set_last_insert_rowid(0)  # to tell whether it inserts anything
-        if self._many:
-            self._before_a_run()
+        if self._runs is not None:
+            if self._runs.next(triggers=self._policy.triggers):
+                self._db.exec_trace = None
         elif self._guards and not readonly and not self._policy.savepoint:
             self._guard()
         self._readonly = readonly
-        self._columns = _unique([column[0] for column in cursor.get_description()])
+        self._columns = unique_names([column[0] for column in cursor.get_description()])
         return True
 
     def interrupt(self) -> None:
         """End the statement that is running, from any thread."""
-        self._stop = True
+        self._clock.interrupted = True
 
     def halt(self) -> None:
         """End the statement that is running and all that follow, until it is bound again; from any thread."""
-        self._halted = True
-
-    def _is_over_budget(self) -> bool:
-        # SQLite counts the steps of all runs of a statement, so the first time says little.
-        self._looks += 1
-        return self._looks > 1 and not self._policy.internal
-
-    def _must_stop(self) -> bool:
-        if self._policy.internal:
-            # SQLite counts the steps of all runs of a statement: a BEGIN of ours is asked for now and then, too.
-            return False
-        if self._stop or self._halted or (self._cancel is not None and self._cancel.cancelled):
-            return True
-        return self._deadline is not None and time.monotonic() > self._deadline
+        self._clock.halted = True
 
     def _translated(self, error: apsw.Error) -> ToonDBError:
-        cause: BaseException | None = error
-        # What the caller was handling already when it ran the statement is no cause of this error.
-        while cause is not None and id(cause) != self._handled:
-            if isinstance(cause, ToonDBError):
-                return cause  # the store refused a page
-            cause = cause.__cause__ or cause.__context__
-        text = str(error)
-        if self._policy.refused or isinstance(error, apsw.AuthError):
-            # SQLite tells of some refusals, such as that of a function, as if they were mistakes.
-            return SqlForbiddenError(self._policy.refused or text)
-        if isinstance(error, apsw.InterruptError):
-            if self._deadline is None or time.monotonic() <= self._deadline:
-                return SqlInterruptedError("the statement was interrupted.")
-            return SqlInterruptedError("the statement ran for longer than it may.")
-        if isinstance(error, apsw.ConstraintError):
-            return SqlConstraintError(f"{text}.", details={"extended_code": getattr(error, "extendedresult", None)})
-        if "VACUUM" in text:
-            return SqlForbiddenError(VACUUM_REFUSED)
-        details = {"sqlite_code": getattr(error, "result", None)}
-        if isinstance(error, apsw.NoMemError):
-            return SqlError(
-                "the statement needs more memory than SQL may take.",
-                remediation="Ask for less at a time, or start the server with a larger --sql-memory.",
-                details=details,
-            )
-        if isinstance(error, apsw.TooBigError):
-            return SqlError(
-                f"{text}.",
-                remediation="Make it less; behind a daemon a text or blob has --max-frame bytes at the most.",
-                details=details,
-            )
-        if isinstance(error, apsw.FullError):
-            return TransactionTooLargeError(f"{text}.")
-        return SqlError(f"{text}.", details=details)
-
-
-def _changes_rows(text: str) -> bool:
-    """Whether a statement that writes changes rows, and not the schema."""
-    begin = _LEADING.match(text)
-    return _CHANGES_ROWS.match(text, begin.end() if begin else 0) is not None
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Names of columns as keys of a row: the second ``id`` is ``id:1``, as SQLite names it in a view."""
-    if len(set(names)) == len(names):
-        return names
-    taken: set[str] = set()
-    numbers: dict[str, int] = {}
-    out: list[str] = []
-    for name in names:
-        given, number = name, numbers.get(name, 0)
-        while given in taken:
-            number += 1
-            given = f"{name}:{number}"
-        # Not counted again: two thousand columns of one name would take a second.
-        numbers[name] = number
-        taken.add(given)
-        out.append(given)
-    return out
-
-
-def _bad_binding(error: Exception) -> ValidationError:
-    why = str(error).rstrip(".!")
-    if isinstance(error, OverflowError):
-        why = "an integer does not fit into 64 bits"
-    elif isinstance(error, LookupError):
-        why = f"there is no value for {error}"
-    elif isinstance(error, UnicodeEncodeError):
-        why = "a text is not valid Unicode"
-    return ValidationError(
-        f"the values do not fit the parameters of the statement: {why}.",
-        remediation=BAD_VALUES,
-    )
+        return failures.of_engine(
+            error, refused=self._policy.refused, handled=self._handled, out_of_time=self._clock.over
+        )

@@ -16,6 +16,7 @@ from toondb_protocol.errors import ToonDBError
 
 from .connection import Bindings, Outcome, SqlConnection, WantsToWrite
 from .engine import SqlEngine
+from .known_statements import LONGEST_QUICK_TEXT
 
 __all__ = ["QuickReader"]
 
@@ -45,7 +46,8 @@ class QuickReader:
 
     def run(self, text: str, bindings: Bindings) -> Outcome | None:
         """Run a statement; None = run it elsewhere."""
-        if text not in self._sql.quick_texts or text in self._slow:
+        # The length first: to look a text up is to read all of it.
+        if len(text) > LONGEST_QUICK_TEXT or text not in self._sql.quick_texts or text in self._slow:
             return None
         self._running = True
         try:

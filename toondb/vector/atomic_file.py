@@ -6,15 +6,14 @@ A new file is written beside the old one under a name of its own, made durable, 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from toondb.engine.file_swap import file_errors, fsync_folder
+from toondb.engine.file_swap import file_errors
+from toondb.engine.new_file import NewFile
 from toondb_protocol.errors import ValidationError
 
 __all__ = ["open_regular", "replacing", "target"]
@@ -30,6 +29,8 @@ def target(path: Name) -> Path:
     """
     try:
         place = Path(os.path.realpath(os.fspath(path)))
+        if not os.fspath(path):
+            raise ValueError
     except (TypeError, ValueError):
         raise ValidationError(f"the path is {path!r}.", remediation="Give the name of a file.") from None
     with file_errors(f"Looking at {place}"):
@@ -60,22 +61,13 @@ def replacing(path: Name) -> Iterator[BinaryIO]:
     """
     place = target(path)
     with file_errors(f"Writing {place}"):
-        _sweep(place)
-        fd, name = tempfile.mkstemp(prefix=_prefix(place), suffix=".tmp", dir=place.parent)
+        new = NewFile(place)
         try:
-            with open(fd, "wb") as file:
-                # Held for as long as this process writes: the mark that it is not a leftover.
-                fcntl.flock(file, fcntl.LOCK_EX)
-                os.fchmod(file.fileno(), _mode(place))
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                os.rename(name, place)
-            fsync_folder(place.parent)
+            yield new.file
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+            new.discard()
             raise
+        new.finish()
 
 
 @contextlib.contextmanager
@@ -108,30 +100,3 @@ def open_regular(path: Name, what: str) -> Iterator[BinaryIO]:
             )
     with open(fd, "rb") as file:
         yield file
-
-
-def _prefix(place: Path) -> str:
-    # A name may have 255 bytes; what is added must fit.
-    return f".{place.name[:60]}."
-
-
-def _mode(place: Path) -> int:
-    try:
-        return stat.S_IMODE(os.stat(place).st_mode)
-    except FileNotFoundError:
-        umask = os.umask(0)
-        os.umask(umask)
-        return 0o666 & ~umask
-
-
-def _sweep(place: Path) -> None:
-    for left in place.parent.iterdir():
-        if not (left.name.startswith(_prefix(place)) and left.name.endswith(".tmp")):
-            continue
-        with contextlib.suppress(OSError):
-            fd = os.open(left, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(left)
-            finally:
-                os.close(fd)

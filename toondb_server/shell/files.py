@@ -7,12 +7,12 @@ import io
 import os
 import stat
 import sys
-import tempfile
+from pathlib import Path
 from typing import BinaryIO, TextIO
 
-__all__ = ["OutputFile", "open_input", "utf8_text"]
+from toondb.engine.new_file import NewFile
 
-_BUFFER = 128 * 1024
+__all__ = ["OutputFile", "open_input", "utf8_text"]
 
 
 def utf8_text(binary: BinaryIO) -> TextIO:
@@ -34,7 +34,7 @@ def open_input(path: str) -> BinaryIO:
 class OutputFile:
     """A file that appears, or takes the place of another, when it is whole.
 
-    It is written beside its place, synced and renamed. What is no regular file (a pipe, a terminal) is written as it
+    See :class:`NewFile`. What is no regular file (a pipe, a terminal) is written as it
     comes.
 
     Args:
@@ -50,20 +50,17 @@ class OutputFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._place = os.path.realpath(os.path.expanduser(path))
-        self._unfinished = ""
-        mode = _mode_of(self._place)
-        if mode is not None and not stat.S_ISREG(mode):
+        self._place = Path(os.path.realpath(os.path.expanduser(path)))
+        self._new: NewFile | None = None
+        if _is_other(self._place):
             # A folder is refused here.
             self._file: BinaryIO = open(self._place, "wb")  # noqa: SIM115
         else:
-            folder, name = os.path.split(self._place)
             try:
-                fd, self._unfinished = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder)
+                self._new = NewFile(self._place)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, path) from None
-            os.fchmod(fd, stat.S_IMODE(mode) if mode is not None else 0o666 & ~_umask())
-            self._file = os.fdopen(fd, "wb", _BUFFER)
+            self._file = self._new.file
         self.text = utf8_text(self._file)
 
     @property
@@ -77,29 +74,19 @@ class OutputFile:
         """Put it in its place."""
         try:
             self.text.flush()
-            if self._unfinished:
-                os.fsync(self._file.fileno())
         except BaseException:
             self.discard()
             raise
+        if self._new is not None:
+            self._new.finish()
         self.text.close()
-        if self._unfinished:
-            os.replace(self._unfinished, self._place)
-            self._unfinished = ""
-            folder = os.open(os.path.dirname(self._place), os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
     def discard(self) -> None:
         """Leave everything as it was. Idempotent, and nothing after :meth:`finish`."""
+        if self._new is not None:
+            self._new.discard()
         with contextlib.suppress(OSError):
             self.text.close()
-        if self._unfinished:
-            with contextlib.suppress(OSError):
-                os.unlink(self._unfinished)
-            self._unfinished = ""
 
     def __enter__(self) -> OutputFile:
         return self
@@ -111,14 +98,9 @@ class OutputFile:
             self.discard()
 
 
-def _mode_of(path: str) -> int | None:
+def _is_other(path: Path) -> bool:
+    """Whether there is something that is no regular file."""
     try:
-        return os.stat(path).st_mode
+        return not stat.S_ISREG(os.stat(path).st_mode)
     except FileNotFoundError:
-        return None
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+        return False
