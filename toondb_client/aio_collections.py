@@ -26,7 +26,7 @@ from toondb_protocol.collections import (
     results_of,
     search_arguments,
 )
-from toondb_protocol.keys import BytesLike, KeyLike, as_key
+from toondb_protocol.keys import BytesLike, KeyLike, as_namespace_key
 from toondb_protocol.search import (
     Aggregation,
     CollectionConfig,
@@ -118,13 +118,13 @@ class AsyncNamespace:
     async def get(self, key: KeyLike) -> bytes | None:
         """The value of a key of this namespace, None when there is none. Keys are 1 to 500 bytes."""
         values: list[bytes | None] = await self._store._operate(
-            "namespace_kv_get", {"namespace": self.name, "keys": [as_key(key)]}
+            "namespace_kv_get", {"namespace": self.name, "keys": [as_namespace_key(key)]}
         )
         return values[0]
 
     async def put(self, key: KeyLike, value: BytesLike) -> None:
         """Store a value under a key of this namespace."""
-        await self.put_many({as_key(key): value})
+        await self.put_many({as_namespace_key(key): value})
 
     async def put_many(self, items: Items) -> int:
         """Store all pairs atomically; answers how many."""
@@ -135,7 +135,7 @@ class AsyncNamespace:
 
     async def delete(self, key: KeyLike) -> None:
         """Delete a key of this namespace; no error when it is absent."""
-        await self._store._operate("namespace_kv_delete", {"namespace": self.name, "keys": [as_key(key)]})
+        await self._store._operate("namespace_kv_delete", {"namespace": self.name, "keys": [as_namespace_key(key)]})
 
     async def exists(self, key: KeyLike) -> bool:
         """Whether this namespace has a key."""

@@ -20,6 +20,7 @@ from .opcodes import Reply
 __all__ = ["ClientCore", "ReplyFrame", "decode_error", "raise_error", "unexpected"]
 
 _ROW = int(Reply.ROW)
+_END_STREAM = int(Reply.END_STREAM)
 _ERROR = int(Reply.ERROR)
 _CLOSES_STREAM = frozenset({int(Reply.END_STREAM), _ERROR})
 _KNOWN = frozenset(int(reply) for reply in Reply)
@@ -114,6 +115,15 @@ class ClientCore:
                     self._outstanding = 0
                     self.replies.append(_new_tuple(ReplyFrame, (code, data[HEADER_SIZE:], _NO_ROWS)))
                     return
+                if code == _ROW and length <= size - HEADER_SIZE and length <= self._reader.max_frame:
+                    # Or one row, and the end behind it.
+                    end = HEADER_SIZE + length
+                    code, length = unpack_header(data, end)
+                    if code == _END_STREAM and end + length == size and length <= self._reader.max_frame:
+                        self._outstanding = 0
+                        rows = [data[HEADER_SIZE:end]]
+                        self.replies.append(_new_tuple(ReplyFrame, (code, data[end + HEADER_SIZE :], rows)))
+                        return
             self._receive(data)
         except ProtocolError as error:
             self._broken = error

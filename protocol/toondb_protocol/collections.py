@@ -11,11 +11,12 @@ import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
-from .arguments import Items, pairs, scan_range, sendable_filter, several, shown, text, whole_number
+from .arguments import Items, pairs, plain_number, scan_range, sendable_filter, several, shown, text, whole_number
 from .errors import CollectionConfigError, ValidationError
-from .keys import BytesLike, KeyLike, as_key, as_value
+from .keys import BytesLike, KeyLike, as_namespace_key, as_value
 from .search import (
     Aggregation,
     CollectionConfig,
@@ -234,14 +235,14 @@ class Namespace:
 
     def get(self, key: KeyLike) -> bytes | None:
         """The value of a key of this namespace, None when there is none. Keys are 1 to 500 bytes."""
-        value: bytes | None = self._store._operate("namespace_kv_get", {"namespace": self.name, "keys": [as_key(key)]})[
-            0
-        ]
+        value: bytes | None = self._store._operate(
+            "namespace_kv_get", {"namespace": self.name, "keys": [as_namespace_key(key)]}
+        )[0]
         return value
 
     def put(self, key: KeyLike, value: BytesLike) -> None:
         """Store a value under a key of this namespace."""
-        self.put_many({as_key(key): value})
+        self.put_many({as_namespace_key(key): value})
 
     def put_many(self, items: Items) -> int:
         """Store all pairs atomically; answers how many."""
@@ -252,7 +253,7 @@ class Namespace:
 
     def delete(self, key: KeyLike) -> None:
         """Delete a key of this namespace; no error when it is absent."""
-        self._store._operate("namespace_kv_delete", {"namespace": self.name, "keys": [as_key(key)]})
+        self._store._operate("namespace_kv_delete", {"namespace": self.name, "keys": [as_namespace_key(key)]})
 
     def exists(self, key: KeyLike) -> bool:
         """Whether this namespace has a key."""
@@ -280,7 +281,7 @@ class Namespace:
 
 def put_arguments(namespace: str, items: Items) -> tuple[dict[str, Any], int]:
     """The arguments of ``namespace_kv_put``, and how many pairs they have."""
-    rows = pairs(items)
+    rows = pairs(items, as_namespace_key)
     return {
         "namespace": namespace,
         "keys": [row[0] for row in rows],
@@ -615,10 +616,12 @@ def _plain(value: object, where: str, depth: int = 0) -> Any:
         return {str(name): _plain(item, f"{where}.{name}", depth + 1) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{where}[{at}]", depth + 1) for at, item in enumerate(value)]
-    if hasattr(value, "item") and hasattr(value, "dtype"):
-        return _plain(value.item(), where, depth)  # a number of NumPy
+    number = plain_number(value)
+    if number is not value:
+        return _plain(number, where, depth)
     raise ValidationError(
-        f"{where} is of type {type(value).__name__}; metadata is made of None, bool, int, float, str, list and dict."
+        f"{where} is of type {type(value).__name__}; metadata is made of None, bool, int, float, str, list and dict.",
+        remediation="Give array.tolist()." if hasattr(value, "tolist") else "",
     )
 
 
@@ -695,7 +698,7 @@ def batch_arguments(
     contents: Sequence[str | None] | None,
 ) -> dict[str, Any]:
     """The arguments of ``document_put`` for many."""
-    if isinstance(vectors, Sequence) and vectors and isinstance(vectors[0], tuple) and isinstance(vectors[0][0], str):
+    if isinstance(vectors, Sequence) and vectors and _is_document(vectors[0]):
         if not (metadatas is None and ids is None and contents is None):
             raise ValidationError("give tuples of (id, vector, metadata), or lists of each, not both.")
         for at, row in enumerate(vectors):
@@ -733,6 +736,11 @@ def batch_arguments(
     return _put(chosen, packed, fields, texts)
 
 
+def _is_document(row: object) -> bool:
+    """Whether it is a tuple that begins with an id, and no vector."""
+    return isinstance(row, tuple) and (not row or row[0] is None or isinstance(row[0], str))
+
+
 def _named_vectors(vectors: object, what: str) -> tuple[list[str], PackedVectors]:
     if not isinstance(vectors, Mapping) or not vectors:
         raise ValidationError(f"{what} are a mapping of vectors by name, got {shown(vectors)}.")
@@ -763,25 +771,27 @@ def multi_arguments(
     }
 
 
+_SEARCH_DEFAULTS = tuple(
+    (each.name, each.default) for each in dataclass_fields(SearchRequest) if each.name not in ("vector", "k", "filter")
+)
+
+
 def search_arguments(config: CollectionConfig, request: SearchRequest) -> dict[str, Any]:
     """The arguments of ``search``."""
     if not isinstance(request, SearchRequest):
         raise ValidationError(f"search takes a SearchRequest, got {shown(request)}.")
     request.__post_init__()  # its fields may have been set since
-    packed = None if request.vector is None else pack_vector(request.vector, "the query vector")
-    return {
-        "vector": None if packed is None else packed.data,
-        "text_query": request.text_query,
-        "k": request.k,
-        "filter": given_filter(request.filter),
-        "alpha": float(request.alpha),
-        "rrf_fusion": bool(request.rrf_fusion),
-        "k_rrf": request.k_rrf,
-        "ef_search": request.ef_search,
-        "min_score": request.min_score,
-        "include_vectors": bool(request.include_vectors),
-        "include_content": bool(request.include_content),
-    }
+    arguments: dict[str, Any] = {"k": request.k}
+    if request.vector is not None:
+        arguments["vector"] = pack_vector(request.vector, "the query vector").data
+    # Most are as they are by default, which need not be said.
+    for name, default in _SEARCH_DEFAULTS:
+        value = getattr(request, name)
+        if value != default:
+            arguments[name] = value
+    if request.filter is not None:
+        arguments["filter"] = given_filter(request.filter)
+    return arguments
 
 
 def multi_search_arguments(
@@ -806,22 +816,23 @@ def multi_search_arguments(
             raise ValidationError("weights go with the aggregation weighted_sum.")
         if not isinstance(weights, Mapping):
             raise ValidationError(f"weights are a mapping of numbers by name, got {shown(weights)}.")
+        weights = {name: plain_number(weight) for name, weight in weights.items()}
         for name, weight in weights.items():
             if name not in names or not is_number(weight) or not 0 <= weight <= _MOST_WEIGHT:
                 raise ValidationError(
                     f"weights are numbers of 0 to {_MOST_WEIGHT:g} by the names asked for, "
                     f"got {shown(name)}: {shown(weight)}."
                 )
-    SearchRequest([0.0], k=k, ef_search=ef_search)  # checks them
+    checked = SearchRequest([0.0], k=k, ef_search=ef_search)
     return {
         "names": names,
         "vectors": packed.data,
         "dimension": packed.dimension,
-        "k": k,
+        "k": checked.k,
         "aggregation": str(how),
         "weights": None if weights is None else {name: float(weight) for name, weight in weights.items()},
         "filter": given_filter(filter),
-        "ef_search": ef_search,
+        "ef_search": checked.ef_search,
     }
 
 

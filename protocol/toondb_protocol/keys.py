@@ -7,7 +7,22 @@ from typing import TypeAlias
 from .errors import InvalidKeyError, KeyTooLargeError, ValidationError
 from .record import MAX_KEY_SIZE
 
-__all__ = ["BytesLike", "KeyLike", "as_bound", "as_key", "as_prefix", "as_value", "check_key", "prefix_end"]
+__all__ = [
+    "MAX_NAMESPACE_KEY_SIZE",
+    "BytesLike",
+    "KeyLike",
+    "as_bound",
+    "as_key",
+    "as_namespace_key",
+    "as_prefix",
+    "as_value",
+    "check_key",
+    "check_namespace_key",
+    "prefix_end",
+]
+
+MAX_NAMESPACE_KEY_SIZE = 500
+"""A key of a namespace is stored behind the number of the namespace, and must fit with it."""
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 KeyLike: TypeAlias = bytes | bytearray | memoryview | str
@@ -53,6 +68,35 @@ def as_key(key: KeyLike) -> bytes:
     if type(key) is bytes and 0 < len(key) <= MAX_KEY_SIZE:
         return key
     return check_key(_as_bytes(key, "key"))
+
+
+def as_namespace_key(key: KeyLike) -> bytes:
+    """A key of a namespace as bytes; text is encoded as UTF-8.
+
+    Raises:
+        InvalidKeyError, KeyTooLargeError: It is not 1 to 500 bytes.
+    """
+    return check_namespace_key(_as_bytes(key, "key"))
+
+
+def check_namespace_key(key: bytes) -> bytes:
+    """Return ``key`` when its length is 1 to 500 bytes.
+
+    Raises:
+        InvalidKeyError: It is empty.
+        KeyTooLargeError: It is too long.
+    """
+    size = len(key)
+    if 0 < size <= MAX_NAMESPACE_KEY_SIZE:
+        return key
+    allowed = f"Keys of a namespace are 1 to {MAX_NAMESPACE_KEY_SIZE} bytes"
+    if size == 0:
+        raise InvalidKeyError("the key is empty.", remediation=f"{allowed}.")
+    raise KeyTooLargeError(
+        f"the key has {size} bytes, the limit is {MAX_NAMESPACE_KEY_SIZE}.",
+        remediation=f"{allowed}; store a hash of a longer name.",
+        details={"limit": MAX_NAMESPACE_KEY_SIZE, "actual": size},
+    )
 
 
 def as_prefix(prefix: KeyLike) -> bytes:

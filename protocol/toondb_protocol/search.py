@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeGuard
 
-from .arguments import shown, text
+from .arguments import plain_number, shown, text
 from .errors import CollectionConfigError, NamespaceError, ValidationError
 from .vectors import MAX_DIMENSION
 
@@ -120,6 +120,8 @@ class CollectionConfig:
 
     def __post_init__(self) -> None:
         check_name("collection", self.name)
+        for name in ("dimension", "m", "ef_construction"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         if self.dimension is not None:
             _in_range("dimension", self.dimension, 1, MAX_DIMENSION)
         try:
@@ -183,6 +185,10 @@ class SearchRequest:
             raise ValidationError("a search needs a vector, a text_query or both.")
         if self.text_query is not None:
             text("text_query", self.text_query)
+        for name in ("k", "k_rrf", "ef_search", "alpha", "min_score"):
+            given = getattr(self, name)
+            if type(given) is not int and type(given) is not float and given is not None:
+                setattr(self, name, plain_number(given))
         _check_count("k", self.k, 100_000)
         _check_count("k_rrf", self.k_rrf, 1_000_000)
         if self.ef_search is not None:
@@ -213,7 +219,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
         return False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SearchResult:
     """A document that was found.
 

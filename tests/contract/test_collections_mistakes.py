@@ -177,6 +177,10 @@ STORE: Mistakes = {
     "metadata, no Unicode": (ValidationError, _docs(lambda d: d.insert(V, {"a": ["b", HALF]}))),
     "metadata, a name, no Unicode": (ValidationError, _docs(lambda d: d.insert(V, {HALF: 1}))),
     "metadata, deep": (ValidationError, _docs(lambda d: d.insert(V, {"a": nested(40)}))),
+    "metadata, an array": (ValidationError, _docs(lambda d: d.insert(V, {"a": np.array([1, 2])}))),
+    "metadata, an array of one": (ValidationError, _docs(lambda d: d.insert(V, {"a": np.array([1])}))),
+    "metadata, a long double": (ValidationError, _docs(lambda d: d.insert(V, {"a": np.longdouble(1.5)}))),
+    "metadata, a date of NumPy": (ValidationError, _docs(lambda d: d.insert(V, {"a": np.datetime64("2026-01-01")}))),
     "metadata, very deep": (ValidationError, _docs(lambda d: d.insert(V, {"a": nested(3000)}))),
     "content, bytes": (ValidationError, _docs(lambda d: d.insert(V, content=b"x"))),
     "content, no Unicode": (ValidationError, _docs(lambda d: d.insert(V, content=HALF))),
@@ -209,6 +213,8 @@ STORE: Mistakes = {
     "batch, metadata as one": (ValidationError, _docs(lambda d: d.insert_batch([V], metadatas={"a": 1}))),
     "batch, metadata that is none": (ValidationError, _docs(lambda d: d.insert_batch([V], metadatas=[5]))),
     "batch, a wrong tuple": (ValidationError, _docs(lambda d: d.insert_batch([("a", V), ("b",)]))),
+    "batch, an empty tuple": (ValidationError, _docs(lambda d: d.insert_batch([()]))),
+    "batch, a tuple of an id": (ValidationError, _docs(lambda d: d.insert_batch([(None,)]))),
     "batch, a long tuple": (ValidationError, _docs(lambda d: d.insert_batch([("a", V, {}, "", 5)]))),
     "batch, tuples and ids": (ValidationError, _docs(lambda d: d.insert_batch([("a", V)], ids=["a"]))),
     "batch, tuples and vectors": (ValidationError, _docs(lambda d: d.insert_batch([("a", V), V]))),
@@ -435,11 +441,19 @@ def test_messages_name_what_is_wrong(as_told_here: dict[str, Any]) -> None:
         "batch, fewer ids": "1 ids",
         "filter, unknown operator": "$near",
         "metadata, a date": "metadata.a.b",
+        "metadata, an array": "metadata.a is of type ndarray",
+        "zeros under cosine": "the vector has length 0",
+        "batch with zeros": "the vectors: row 1 has length 0",
+        "namespace key, long": "501 bytes, the limit is 500",
+        "namespace key, longer": "600 bytes, the limit is 500",
         "id, long": "400",
         "words without an index": "'bare'",
         "search, an unknown aggregation": "'min' is unknown",
     }.items():
         assert words in said[name], (name, said[name])
+    for name in ("namespace key, empty", "namespace key, longer", "namespace pairs, long key"):
+        assert "1 to 500 bytes" in as_told_here[name].remediation, name
+    assert "tolist" in as_told_here["metadata, an array"].remediation
     mismatch = as_told_here["fewer numbers"]
     assert mismatch.details == {"expected": 4, "actual": 3}
     assert "4" in mismatch.remediation

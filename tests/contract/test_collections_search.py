@@ -265,3 +265,19 @@ def test_a_collection_of_words_alone(store: Any) -> None:
     assert docs.vector_search([1.0, 2.0]) == []
     assert ids(docs.hybrid_search([1.0, 2.0], "apples")) == ["a"]
     assert docs.multi_vector_search({"x": [1.0]}) == []
+
+
+def test_numbers_of_numpy_are_numbers(store: Any) -> None:
+    docs = make(store, dimension=np.int64(DIMENSION))
+    metadata = {"n": np.int64(7), "share": np.float32(0.5), "new": np.bool_(True), "list": [np.uint8(1)]}
+    docs.insert_batch([(None, VECTORS[0], metadata), ("b", VECTORS[1], {"n": 8})])
+    wanted = {"n": {"$in": [np.int64(7)]}, "share": np.float32(0.5), "new": np.bool_(True), "list": np.uint8(1)}
+    asked: dict[str, Any] = {"k": np.int64(5), "filter": wanted, "min_score": np.float32(-1)}
+    found = docs.search(SearchRequest(VECTORS[0], **asked))
+    assert [each.metadata for each in found] == [{"n": 7, "share": 0.5, "new": True, "list": [1]}]
+    assert all(type(value) in (int, float, bool, list) for value in found[0].metadata.values())
+    assert docs.count({"n": {"$lt": np.float64(7.5)}}) == 1
+    hybrid = {"k": np.int32(1), "alpha": np.float32(0.5), "k_rrf": np.int64(60), "ef_search": np.uint16(64)}
+    assert ids(docs.hybrid_search(VECTORS[1], "words", **hybrid)) == ["b"]
+    weights = {"body": np.float32(2)}
+    assert docs.multi_vector_search({"body": QUERY}, np.int64(1), "weighted_sum", weights=weights) == []

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from toondb import Database
+from toondb.engine.engine import Engine
 from toondb.engine.environment import Space
 from toondb.errors import (
     DatabaseClosedError,
@@ -501,3 +503,38 @@ def test_an_interrupted_statement_in_a_shared_turn(db: Database) -> None:
     assert db.execute("SELECT a FROM t").tuples == [(1,), (2,)]
     with pytest.raises(SqlError):
         db.execute("SELECT nothing")
+
+
+def test_a_connection_that_ctrl_c_cut_is_not_used_again(tmp_path: Path) -> None:
+    """It may be in the middle of a step: with a hook that refuses, or without one that should."""
+    with Engine(tmp_path / "db") as engine:
+        sql = SqlEngine(engine)
+        sql.execute("CREATE TABLE t (n)")
+        used: list[Any] = []
+
+        def cut(connection: Any) -> None:
+            used.append(connection)
+            raise KeyboardInterrupt
+
+        transaction = engine.begin()
+        with pytest.raises(KeyboardInterrupt):
+            sql.session(transaction).run(cut)
+        engine.abort(transaction)
+
+        class Values(Sequence[int]):
+            def __len__(self) -> int:
+                return 1
+
+            def __getitem__(self, at: Any) -> Any:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            sql.execute("SELECT n FROM t WHERE n = ?", Values())
+        assert sql._idle == []
+        transaction = engine.begin()
+        sql.session(transaction).run(used.append)
+        engine.commit(transaction)
+        assert used[0] is not used[1]
+        assert sql.execute("SELECT count(*) FROM t").rows == [(0,)]
+        assert sql._idle != []
+        sql.close()

@@ -240,7 +240,8 @@ def bad_files(folder: Path) -> list[tuple[Path, dict[str, Any], str]]:
         (folder / "good.npy", {"dimension": 5}, "the vectors have 4 dimensions where 5 are expected"),
         (folder / "good.npy", {"dimension": 0}, "dimension is 0"),
         (folder / "good.npy", {"format": "csv"}, "the format is 'csv'. Choose one of npy, fvecs, raw_f32"),
-        (folder / "good.npy", {"format": "fvecs"}, "the first vector announces 1,297,436,307 numbers"),
+        (folder / "good.npy", {"format": "fvecs"}, "is a .npy file, not fvecs"),
+        (file("text.fvecs", b"some text that is long"), {}, "the first vector announces 1,701,670,771 numbers"),
         (file("good.parquet", good[1:]), {}, "the suffix of"),
         (file("a.raw", rows.tobytes()), {}, "is a raw file, which does not say how many numbers"),
         (folder / "a.raw", {"dimension": 3}, "has 160 bytes, no multiple of the 12 of a vector of 3 float32"),
@@ -258,7 +259,7 @@ def bad_files(folder: Path) -> list[tuple[Path, dict[str, Any], str]]:
         (folder / "good.npy", {"ids": ["a"] * 10}, "the ids are an array of <U1"),
         (folder / "good.npy", {"ids": [2**64, *range(9)]}, "the ids are an array of object"),
         (folder / "good.npy", {"ids": folder / "nan.npy"}, "has numbers of type float64"),
-        (folder / "good.npy", {"ids": file("ids.txt", b"1\ntwo\n")}, "invalid literal for int()"),
+        (folder / "good.npy", {"ids": file("ids.txt", b"1\ntwo\n")}, "ids.txt has 'two'"),
         (folder / "good.npy", {"ids": file("ids.csv", b"1")}, "does not tell what it is"),
         (folder / "good.npy", {"ids": file("ids.u64", b"1")}, "has 1 bytes, no multiple of 8"),
     ]

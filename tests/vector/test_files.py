@@ -234,7 +234,7 @@ def test_the_file_of_a_writer_at_work_is_left_alone(tmp_path: Path) -> None:
     from toondb.vector.atomic_file import replacing
 
     path = tmp_path / "index"
-    stale = tmp_path / ".index.abc.tmp"
+    stale = tmp_path / ".index.0123abcd.tmp"
     stale.touch()
     with replacing(path) as file:
         assert not stale.exists()

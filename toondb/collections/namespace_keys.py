@@ -10,14 +10,13 @@ from typing import Any
 from toondb.engine.environment import Space
 from toondb.engine.transaction import Transaction
 from toondb_protocol.arguments import shown
-from toondb_protocol.errors import InvalidKeyError, KeyTooLargeError, ValidationError
-from toondb_protocol.keys import prefix_end
+from toondb_protocol.errors import InvalidKeyError, ValidationError
+from toondb_protocol.keys import check_namespace_key, prefix_end
 
 from .catalog import NamespaceEntry
 
-__all__ = ["MAX_KEY", "delete", "get", "given_keys", "given_pairs", "put", "scan"]
+__all__ = ["delete", "get", "given_keys", "given_pairs", "put", "scan"]
 
-MAX_KEY = 500
 _PAGE_BYTES = 4 << 20
 _ROWS = 512
 _SPACE = Space.NAMESPACE_KV
@@ -32,13 +31,7 @@ def given_keys(keys: list[Any]) -> list[bytes]:
     for key in keys:
         if not isinstance(key, bytes):
             raise InvalidKeyError(f"a key is bytes, got {shown(key)}.")
-        if not key:
-            raise InvalidKeyError("a key is empty.")
-        if len(key) > MAX_KEY:
-            raise KeyTooLargeError(
-                f"a key of a namespace has {len(key)} bytes, {MAX_KEY} are allowed.",
-                details={"limit": MAX_KEY, "actual": len(key)},
-            )
+        check_namespace_key(key)
     return keys
 
 

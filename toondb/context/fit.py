@@ -13,6 +13,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from toondb_protocol.arguments import shown
 from toondb_protocol.errors import ValidationError
 
 from .chunk import ContextChunk
@@ -102,7 +103,8 @@ def fit(
         nothing = count("")
         if nothing > budget:
             raise ValidationError(
-                f"the token budget {budget} is less than the {nothing} tokens that the tokenizer counts for no text."
+                f"the token budget {budget} is less than the {shown(nothing)} tokens "
+                "that the tokenizer counts for no text."
             )
         fitted = Fitted([], "", nothing)
     return fitted

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from toondb_protocol.arguments import shown
+from toondb_protocol.arguments import plain_number, shown
 from toondb_protocol.errors import ValidationError
 from toondb_protocol.search import SearchRequest, SearchResult
 from toondb_protocol.vectors import pack_vector, unpack_vector
@@ -345,13 +345,15 @@ def _assembled(settings: _Settings, answers: Sequence[Sequence[SearchResult]]) -
 
 
 def _count(name: str, value: object, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+    number = plain_number(value)
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= most:
         raise ValidationError(f"{name} is a number of 1 to {most}, got {shown(value)}.")
-    return value
+    return number
 
 
 def _number(name: str, value: object) -> float:
     number = math.nan
+    value = plain_number(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # an int beyond the largest float
             number = float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -246,7 +247,9 @@ class SqlEngine:
     def _has_read(self, connection: SqlConnection) -> None:
         with self._lock:
             self._reading.discard(connection)
-        if connection.reads_as_of(self.environment.mark):
+        if _cuts(sys.exception()):
+            connection.close()
+        elif connection.reads_as_of(self.environment.mark):
             self._keep(connection)
         else:
             self.give_back(connection, connection.file.cached_lsn)
@@ -393,6 +396,11 @@ def _unguarded(fetch: Callable[[], Rows]) -> Rows:
     return fetch()
 
 
+def _cuts(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C or the like, which comes between any two steps: a connection may be left in the middle."""
+    return error is not None and not isinstance(error, Exception)
+
+
 class SqlSession:
     """The SQL side of one transaction: a connection that reads its snapshot and writes into its write set.
 
@@ -407,6 +415,7 @@ class SqlSession:
         self._connection: SqlConnection | None = None
         self._streams: set[apsw.Cursor] = set()
         self._base_lsn = 0
+        self._is_cut = False
         self._wrote = False
         self._end: tuple[bool, int | None] | None = None
         transaction.attachments[sql.pages] = self
@@ -502,6 +511,7 @@ class SqlSession:
                 transaction.check_active()  # a plugin, or another thread, has ended it: there is nothing to answer
             return result
         except BaseException as error:
+            self._is_cut = self._is_cut or _cuts(error)
             self._check_undone(error)
             raise
         finally:
@@ -575,7 +585,7 @@ class SqlSession:
         for cursor in streams:
             cursor.close(True)
         unwritten, lsn = self._end
-        if lsn is None and not connection.in_transaction:
+        if self._is_cut or (lsn is None and not connection.in_transaction):
             # After its COMMIT SQLite knows pages, and perhaps a schema, that were never committed. It tells schemas
             # apart by their number, which another transaction may have taken meanwhile.
             connection.close()

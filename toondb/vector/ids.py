@@ -19,6 +19,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from toondb_protocol.arguments import shown
 from toondb_protocol.errors import ValidationError
 
 from .metrics import Labels
@@ -44,9 +45,8 @@ def as_id(value: object) -> Id:
             return operator.index(value)  # type: ignore[arg-type]
         except TypeError:
             pass
-    shown = repr(value)
     raise ValidationError(
-        f"the id is {shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__}).",
+        f"the id is {shown(value)} ({type(value).__name__}).",
         remediation="Ids are strings or integers.",
     )
 
@@ -58,7 +58,7 @@ def as_ids(values: Any) -> list[Id]:
         ValidationError: One is no id, or is there twice.
     """
     if isinstance(values, str | bytes):
-        raise ValidationError(f"the ids are {values!r}.", remediation="Give a list of ids.")
+        raise ValidationError(f"the ids are {shown(values)}.", remediation="Give a list of ids.")
     try:
         ids = [as_id(value) for value in (values.tolist() if isinstance(values, np.ndarray) else values)]
     except TypeError as error:
@@ -67,7 +67,9 @@ def as_ids(values: Any) -> list[Id]:
         seen: set[Id] = set()
         for one in ids:
             if one in seen:
-                raise ValidationError(f"the id {one!r} is there twice.", remediation="Give each id once in a batch.")
+                raise ValidationError(
+                    f"the id {shown(one)} is there twice.", remediation="Give each id once in a batch."
+                )
             seen.add(one)
     return ids
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from toondb_protocol.arguments import shown
 from toondb_protocol.errors import ValidationError
 
 from .atomic_file import Name, open_regular, replacing
@@ -110,7 +111,7 @@ class VectorIndex:
             DimensionMismatchError: The vector has another dimension.
         """
         key = as_id(id)
-        name = f"the vector of {key!r}"
+        name = f"the vector of {shown(key)}"
         row = stored_vector(vector, self.dimension, self._hnsw.metric, name)
         uninterrupted(lambda: self._put([key], row))
         self._tend()
@@ -231,7 +232,7 @@ class VectorIndex:
             UnsupportedFeatureError: A later ToonDB wrote it.
         """
         with open_regular(path, "the index") as file:
-            reader = SectionReader(file, str(Path(path)))
+            reader = SectionReader(file, os.fsdecode(path))
             reader.verify()
         index = cls.__new__(cls)
         index._hnsw = read_index(reader, threads)

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from toondb_protocol.arguments import shown
 from toondb_protocol.errors import ConfigurationError, DimensionMismatchError, ValidationError
 
 from .atomic_file import Name, open_regular
@@ -188,11 +189,7 @@ def read_integers(path: Name, what: str) -> NDArray[Any]:
     if suffix == ".ivecs":
         return _vecs(np.frombuffer(data, np.uint8), path, what, None, "<i4")(0, -1)
     if suffix == ".txt":
-        try:
-            numbers = [int(line) for line in data.decode("ascii").split()]
-            return np.array(numbers, dtype=np.int64 if any(one < 0 for one in numbers) else np.uint64)
-        except (ValueError, OverflowError) as error:
-            raise ValidationError(f"{what}: {path}: {error}.", remediation="Write one integer on a line.") from None
+        return _listed(data, path, what)
     if suffix == ".u64":
         if len(data) % 8:
             raise ValidationError(
@@ -204,6 +201,24 @@ def read_integers(path: Name, what: str) -> NDArray[Any]:
         f"{what}: the suffix of {path} does not tell what it is.",
         remediation="Use .npy, .ivecs, .txt (one integer on a line) or .u64 (raw uint64).",
     )
+
+
+def _listed(data: bytes, path: Name, what: str) -> NDArray[Any]:
+    """The integers of a text file, one on a line."""
+    numbers: list[int] = []
+    for line in data.split():
+        try:
+            numbers.append(int(line.decode("ascii")))
+        except ValueError:
+            number = None
+        else:
+            number = numbers[-1]
+        if number is None or not -(1 << 63) <= number < 1 << 64:
+            raise ValidationError(
+                f"{what}: {path} has {shown(line.decode(errors='replace'))}.",
+                remediation="Write one integer on a line, from 0 to 2^64 - 1.",
+            )
+    return np.array(numbers, dtype=np.int64 if any(one < 0 for one in numbers) else np.uint64)
 
 
 def _array(
@@ -229,6 +244,10 @@ def _file(path: Name, what: str, dimension: int | None, format: str | None, one_
         if kind is Format.NPY:
             return _array(_numpy(file, path, what), named, dimension, kind, one_is_enough)
         data = _mapped(file)
+    if bytes(data[: len(_NUMPY_MAGIC)]) == _NUMPY_MAGIC:
+        raise ValidationError(
+            f"{what}: {path} is a .npy file, not {kind}.", remediation="Give it that suffix, or the format npy."
+        )
     if kind is Format.FVECS:
         take = _vecs(data, path, what, dimension, "<f4")
         found = int(data[:4].view("<i4")[0]) if len(data) else dimension or 1
@@ -275,7 +294,11 @@ def _numpy(file: BinaryIO, path: Name, what: str) -> NDArray[Any]:
             raise ValueError(f"version {version[0]}.{version[1]}")
         shape, by_columns, dtype = read[version](head)
     except (ValueError, EOFError, struct.error) as error:
-        raise refused(str(error).rstrip(".")) from None
+        raise refused(str(error).partition("\n")[0].rstrip(".")) from None
+    except Exception:  # whatever NumPy's parser says of a header that is no Python literal
+        raise refused("its header cannot be read") from None
+    if any(type(size) is not int or not 0 <= size < 1 << 62 for size in shape):
+        raise refused(f"it announces the shape {shape!r:.60}")
     if dtype.hasobject or dtype.kind not in "fiu":
         raise ValidationError(
             f"{what}: {path} has values of the type {dtype}.", remediation="Save real numbers, such as float32."
