@@ -83,6 +83,7 @@ __all__ = [
     "put_frame",
     "put_many",
     "query",
+    "read_operation",
     "scan_close",
     "scan_next",
     "scan_start",
@@ -572,6 +573,38 @@ def sql_start(txn: int, text: str, params: SqlParameters, window: int) -> Call:
 # Namespaces and collections
 
 
+def read_operation(txn: int, operation: str, arguments: Mapping[str, Any], max_frame: int) -> Call | None:
+    """An operation as one request; None = it writes, or has to be sent in parts. The arguments are those of operate."""
+    if operation not in READING:
+        return None
+    packed = _packed_arguments(operation, arguments)
+    if len(packed) > _part_size(max_frame):
+        return None
+    # The operation comes first: by that the server knows a short search before it decodes anything.
+    return Call(_query_frame({"op": operation, "args": packed}, txn), _operation_result, True)
+
+
+def _packed_arguments(operation: str, arguments: Mapping[str, Any]) -> bytes:
+    try:
+        packed: bytes = msgpack.packb(arguments)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValidationError(f"the arguments of {operation} cannot be sent: {error}.") from None
+    return packed
+
+
+def _part_size(max_frame: int) -> int:
+    return min(_PART_BYTES, max_frame - _PART_HEAD)
+
+
+def _operation_result(reply: ReplyFrame) -> Any:
+    parts = _rows(reply, _BYTES)
+    try:
+        whole = parts[0][0] if len(parts) == 1 == len(parts[0]) else b"".join(chain.from_iterable(parts))
+        return msgpack.unpackb(whole, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
+        raise ProtocolError("the server sent a result that is not msgpack") from None
+
+
 def operate(txn: int, operation: str, arguments: Mapping[str, Any], max_frame: int) -> Operation[Any]:
     """Carry out an operation of namespaces and collections; answers its result.
 
@@ -581,39 +614,35 @@ def operate(txn: int, operation: str, arguments: Mapping[str, Any], max_frame: i
         arguments: Its arguments; sent in parts when they are large.
         max_frame: The server's frame cap in bytes.
     """
-    try:
-        packed: bytes = msgpack.packb(arguments)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValidationError(f"the arguments of {operation} cannot be sent: {error}.") from None
-    size = min(_PART_BYTES, max_frame - _PART_HEAD)
+    packed, size = _packed_arguments(operation, arguments), _part_size(max_frame)
     body: dict[str, Any] = {"op": operation}
-    *before, last = range(0, max(1, len(packed)), size)
-    for part, at in enumerate(before):
+    loss = Loss.AGAIN if operation in READING else Loss.UNKNOWN
+    at = 0
+    while len(packed) - at > size:
         body["args"] = packed[at : at + size]
-        replies = yield Step([_frame(Opcode.QUERY, {"body": {**body, "more": True}}, txn)], Loss.NOTHING)
+        replies = yield Step([_query_frame({**body, "more": True}, txn)], Loss.NOTHING)
         _check_all(replies)
-        body["part"] = part + 1
-    body["args"] = packed[last:]
-    if operation in READING:
-        loss = Loss.NOTHING if before else Loss.AGAIN
-    else:
-        loss = Loss.UNKNOWN
-    (reply,) = yield Step([_frame(Opcode.QUERY, {"body": body}, txn)], loss)
-    parts = _rows(reply, _BYTES)
-    try:
-        return msgpack.unpackb(b"".join(chain.from_iterable(parts)), strict_map_key=False)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
-        raise ProtocolError("the server sent a result that is not msgpack") from None
+        at += size
+        body["part"] = body.get("part", 0) + 1
+        if loss is Loss.AGAIN:
+            loss = Loss.NOTHING  # the parts before it are on this connection
+    body["args"] = packed[at:] if at else packed
+    (reply,) = yield Step([_query_frame(body, txn)], loss)
+    return _operation_result(reply)
 
 
 _PART_BYTES = 1 << 20
 _PART_HEAD = 256
 
 
+def _query_frame(body: dict[str, Any], txn: int) -> bytes:
+    packed = encode_map(body)
+    return _pack_head(_QUERY, 8 + len(packed), txn) + packed
+
+
 def _sql_frame(body: dict[str, Any], txn: int) -> bytes:
     try:
-        packed = encode_map(body)
-        return _pack_head(_QUERY, 8 + len(packed), txn) + packed
+        return _query_frame(body, txn)
     except (MalformedRequestError, OverflowError):
         params = body["params"]
         values = params.values() if isinstance(params, Mapping) else params

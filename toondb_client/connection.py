@@ -146,6 +146,8 @@ class SyncConnection:
     def exchange(self, frames: list[bytes]) -> list[ReplyFrame]:
         """Send requests and receive all their replies, in order; sends and receives at the same time."""
         check_frames(frames, self._cap)
+        if len(frames) == 1 and len(frames[0]) <= _SMALL_FRAME:
+            return [self.roundtrip(frames[0])]
         deadline = time.monotonic() + self._timeout
         data = b"".join(frames)
         if len(data) > _SMALL_FRAME:

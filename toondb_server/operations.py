@@ -1,25 +1,29 @@
-"""Operations of namespaces and collections: each runs on a worker thread."""
+"""Operations of namespaces and collections: they run on worker threads, but for short searches and small writes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from toondb_protocol.collections import MAX_VALUES, OPERATIONS, READING
 from toondb_protocol.errors import ValidationError
-from toondb_protocol.layout import decode_parts
+from toondb_protocol.frames import pack_header
+from toondb_protocol.layout import decode_map, decode_parts
+from toondb_protocol.opcodes import Reply
 
+from .document_writes import DOCUMENT_WRITES, LONGEST_SMALL, DocumentWrite, is_small
 from .parts import Parts
-from .requests import Result, boolean, end_stream, find_transaction, only, row_frames, uint
+from .requests import Result, boolean, end_stream, find_transaction, only, uint
 from .workers import Last, Steps, Task
 
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["operation_job"]
+__all__ = ["operation_job", "short_search"]
 
 _PART_BYTES = 256 * 1024
 _KEYS = frozenset({"op", "args", "more", "part"})
@@ -46,22 +50,56 @@ def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -
         session.view = transaction.snapshot
         session.uses_sql = True  # a text is indexed in pages that its commit has to write
     server = session.server
+    collections = server.collections.opened
+    if transaction is None and operation in DOCUMENT_WRITES and collections is not None:
+        arguments = _small_arguments(gathered.payloads)
+        if arguments is not None:
+            write = DocumentWrite(session, lambda result: b"".join(_replies(session, result)))
+            return write.job(collections, operation, arguments)
 
     def steps() -> Steps:
         result = server.collections().operate(operation, decode_parts(gathered.payloads, MAX_VALUES), transaction)
-        count = 0
-        step = min(_PART_BYTES, max(1, server.config.max_frame // 2))
-        frames = b""
-        for part in _packed(result, step):
-            if frames:
-                yield frames
-            frames = b"".join(row_frames(session, [part], 1))
-            count += 1
-        # With the end in the same step: a step more is a turn of the event loop more.
-        yield Last(frames + end_stream({"rows": count}))
+        yield from _replies(session, result)
 
     workers = server.workers if operation in READING else server.writing_workers
     return Task(session, steps(), workers).job()
+
+
+def _small_arguments(payloads: list[bytes]) -> dict[str, Any] | None:
+    """The arguments of a write when it is small; None = it is not."""
+    if len(payloads) > 1 or len(payloads[0]) > LONGEST_SMALL:
+        return None
+    arguments = decode_map(payloads[0])
+    return arguments if is_small(arguments) else None
+
+
+def short_search(session: Session, payload: bytes) -> bytes | None:
+    """Answer a search at once; None = it has to go to a thread, or to be looked at closely."""
+    result = session.server.short_searches.result(payload)
+    if result is None:
+        return None
+    # As any request does, it ends what was sent in parts.
+    session.parts.pop("operation", None)
+    session.view = None
+    return b"".join(_replies(session, result))
+
+
+def _replies(session: Session, result: Any) -> Iterator[bytes]:
+    """A result in frames. The end is in the last piece: a step more is a turn of the event loop more."""
+    count = 0
+    frames = b""
+    for part in _packed(result, min(_PART_BYTES, max(1, session.server.config.max_frame // 2))):
+        if frames:
+            yield frames
+        row: bytes = msgpack.packb([part])
+        frames = pack_header(Reply.ROW, len(row)) + row
+        count += 1
+    yield Last(frames + _end(count))
+
+
+@lru_cache(16)
+def _end(rows: int) -> bytes:
+    return end_stream({"rows": rows})
 
 
 def _packed(result: Any, size: int) -> Iterator[bytes]:

@@ -29,6 +29,7 @@ from .reply_cache import ReplyCache
 from .requests import Parked
 from .session import Session
 from .short_reads import ShortReads
+from .short_searches import ShortSearches
 from .sql import SqlCursor
 from .workers import Task, Workers
 
@@ -82,6 +83,7 @@ class Server:
         self._drained = asyncio.Event()
         self._started = time.monotonic()
         self._finished: deque[WriteRequest] = deque()
+        self._stepped: deque[Session] = deque()
         self._sweep_seconds = min(
             _MAX_SWEEP_SECONDS, max(_MIN_SWEEP_SECONDS, config.timeout_ms / 1000 / _SWEEPS_PER_TIMEOUT)
         )
@@ -96,6 +98,7 @@ class Server:
         self.writing_workers = Workers(_WRITING_THREADS, "toondb-sql-write")
         self._quick: QuickReader | None = None
         self.short_reads: ShortReads | None = None
+        self.short_searches = ShortSearches(self)
         self.tasks: set[Task] = set()
         self.sql_cursors: set[SqlCursor] = set()
         # Sessions whose job sleeps until a step of its task is done.
@@ -224,6 +227,11 @@ class Server:
                 self.log.error("internal error", peer=session.peer, exc_info=error)
                 session.drop()
 
+    @property
+    def threads_busy(self) -> bool:
+        """Whether a worker thread has something to do."""
+        return self.workers.busy or self.writing_workers.busy
+
     # Jobs that wait for a commit
 
     def park(self, session: Session, parked: Parked) -> None:
@@ -251,16 +259,28 @@ class Server:
 
     def task_stepped(self, session: Session) -> None:
         """Called on the worker thread when a step of a session's task is done."""
-        try:
-            self.loop.call_soon_threadsafe(self._task_stepped, session)
-        except RuntimeError:
-            pass  # the loop is closed: a shutdown was forced
+        self._stepped.append(session)
+        # As in writes_done(): several that are done together wake the loop once.
+        if len(self._stepped) == 1:
+            try:
+                self.loop.call_soon_threadsafe(self._tasks_stepped)
+            except RuntimeError:
+                self._stepped.clear()  # the loop is closed: a shutdown was forced
 
-    def _task_stepped(self, session: Session) -> None:
-        # It may have committed: a view from before must not pin old pages while nobody reads.
+    def _tasks_stepped(self) -> None:
+        # They may have committed: a view from before must not pin old pages while nobody reads.
         self.reader.release_old()
-        if self.unpark(session):
-            session.step()
+        stepped = self._stepped
+        while stepped:
+            session = stepped.popleft()
+            if not self.unpark(session):
+                continue
+            try:
+                session.step()
+            except Exception as error:
+                # The others behind it must get their answers.
+                self.log.error("internal error", peer=session.peer, exc_info=error)
+                session.drop()
 
     def unpark(self, session: Session) -> bool:
         """Wake the job of a session without stepping it; whether it slept."""

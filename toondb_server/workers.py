@@ -48,6 +48,11 @@ class Workers:
         self._unfinished = 0
         self._closed = False
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is running, or waits for a thread."""
+        return self._unfinished > 0
+
     def submit(self, run: Callable[[], None]) -> None:
         """Run it on a thread; it must not raise. Dropped when closed."""
         with self._lock:

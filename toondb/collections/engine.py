@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 from toondb.engine.engine import Engine
 from toondb.engine.options import Access
 from toondb.engine.transaction import State, Transaction
-from toondb.sql.write_queue import Write, WriteQueue
+from toondb.sql.write_queue import Patron, Write, WriteQueue
+from toondb.vector.metrics import DEFAULT_EF_SEARCH
 from toondb_protocol.arguments import shown
 from toondb_protocol.collections import OPERATIONS, READING
 from toondb_protocol.errors import (
@@ -41,6 +42,10 @@ _ATTEMPTS = 1000
 _WRITE_WAIT_SECONDS = 600.0
 _MOST_QUEUES = 1024
 _LEAVE_RECORDS = ("namespace_delete", "collection_delete")
+
+_SHORT_K = 128
+_SHORT_BYTES = 512 * 1024
+"""A short search has so many bytes of vectors as candidates: about a millisecond of work."""
 
 
 class _Noticed:
@@ -120,6 +125,61 @@ class CollectionsEngine:
         if operation.startswith("document_"):
             return self._queue(arguments).submit(action)
         return self._commit([action])[0]
+
+    def write_later(
+        self, operation: str, arguments: Mapping[str, Any], patron: Patron[Action, Any]
+    ) -> Callable[[], None]:
+        """Have a write of documents done, outside transactions, without waiting for it: for an event loop.
+
+        Args:
+            operation: One of ``document_put``, ``document_put_multi`` and ``document_delete``.
+            arguments: As for :meth:`operate`.
+            patron: Is given the result or error that :meth:`operate` would have.
+
+        Returns:
+            What withdraws it, should its turn not have come.
+
+        Raises:
+            ToonDBError: As :meth:`operate`, for arguments that cannot be.
+        """
+        self._engine.check_open()
+        action = self._noticed(self._operations.action(operation, arguments), deletes=False)
+        _ = self._engine.writer  # raises where nothing can be written
+        queue = self._queue(arguments)
+        write = queue.submit_later(action, patron)
+        return lambda: queue.withdraw(write)
+
+    def operate_at_once(self, operation: str, arguments: Mapping[str, Any]) -> Any:
+        """Answer a short search without waiting for anybody: for an event loop, where a thread costs more than it does.
+
+        Args:
+            operation: As for :meth:`operate`.
+            arguments: As for :meth:`operate`.
+
+        Returns:
+            What :meth:`operate` answers; None = let that do it, on a thread. Nothing was changed.
+
+        Raises:
+            ToonDBError: As :meth:`operate`.
+        """
+        if operation != "search" or not _is_short(arguments):
+            return None
+        self._engine.check_open()
+        action = self._operations.action(operation, arguments)
+        transaction = self._engine.begin(read_only=True)
+        try:
+            namespace, name = arguments["namespace"], arguments["collection"]
+            collection = catalog.collection_named(transaction, namespace, name)
+            held = self._caches.try_reading(transaction, collection)
+            if held is None:
+                return None
+            try:
+                return action(transaction)
+            finally:
+                for lock in held:
+                    lock.release()
+        finally:
+            self._engine.commit_read_only(transaction)
 
     def _noticed(self, action: Action, *, deletes: bool) -> Action:
         """A write that this engine is told of when it is committed."""
@@ -250,3 +310,13 @@ class CollectionsEngine:
         if not self._engine.closed:
             self._caches.close()
         self._text.close()
+
+
+def _is_short(arguments: Mapping[str, Any]) -> bool:
+    """Whether a search is one by vector alone, and looks at few numbers; what it asks may still be wrong."""
+    vector, k, ef = arguments.get("vector"), arguments.get("k"), arguments.get("ef_search")
+    if type(vector) is not bytes or type(k) is not int or not (ef is None or type(ef) is int):
+        return False
+    if arguments.get("text_query") is not None or arguments.get("filter") is not None:
+        return False
+    return k <= _SHORT_K and max(k, DEFAULT_EF_SEARCH if ef is None else ef) * len(vector) <= _SHORT_BYTES

@@ -46,6 +46,11 @@ class LazyCollections:
                 collections = self._collections
         return collections
 
+    @property
+    def opened(self) -> CollectionsEngine | None:
+        """The collections of the store, when they are in use already."""
+        return self._collections
+
     def close(self) -> None:
         """Save the indexes, if there are any. Idempotent. Before the engine is closed."""
         if self._engine.environment.forked:

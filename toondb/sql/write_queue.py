@@ -1,4 +1,4 @@
-"""Statements that write, of many threads: they take turns, and those that wait share one commit.
+"""Writes of SQL and of collections, of many threads: they take turns, and those that wait share one commit.
 
 Whoever comes first leads: it runs all that wait, in the order of their coming, and answers them. One that comes
 meanwhile waits for the next turn. So a commit costs many writers what it costs one, as with keys.
@@ -10,16 +10,30 @@ nobody could tell whether what the others wrote is committed, nor take the lead 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from toondb.interrupts import finished
 from toondb_protocol.errors import LockTimeoutError, SqlError
 
-__all__ = ["Write", "WriteQueue"]
+__all__ = ["Patron", "Write", "WriteQueue"]
+
+_PATIENCE = 0.25
+"""Of the time of the last turn, the next one waits for so much at the most."""
 
 A = TypeVar("A")
 R = TypeVar("R")
+
+
+class Patron(Protocol[A, R]):
+    """Who submits a write and does not wait for it."""
+
+    def run_elsewhere(self, turns: Callable[[], None]) -> None:
+        """Run turns on a thread that may be kept for long."""
+
+    def answered(self, write: Write[A, R]) -> None:
+        """Take a write that has its result or error. Called by any thread; must not raise."""
 
 
 class Write(Generic[A, R]):
@@ -31,10 +45,12 @@ class Write(Generic[A, R]):
         error: What it raised instead.
     """
 
-    __slots__ = ("action", "done", "error", "leads", "result", "turn_of", "woken")
+    __slots__ = ("action", "done", "error", "leads", "patron", "result", "turn_of", "woken")
 
-    def __init__(self, action: A) -> None:
+    def __init__(self, action: A, patron: Patron[A, R] | None = None) -> None:
         self.action = action
+        # Who submitted it and has no thread that waits for it.
+        self.patron = patron
         self.result: R | None = None
         self.error: BaseException | None = None
         self.done = self.leads = False
@@ -49,7 +65,7 @@ class WriteQueue(Generic[A, R]):
     Args:
         run: Runs the writes of a turn and notes the result or error of each; what it raises is for the first of them
             that has neither, and the others have another turn.
-        wait_seconds: A write waits for so long at the most.
+        wait_seconds: A thread waits for its write for so long at the most.
     """
 
     def __init__(self, run: Callable[[list[Write[A, R]]], None], wait_seconds: float) -> None:
@@ -60,6 +76,11 @@ class WriteQueue(Generic[A, R]):
         self._led = False
         self._leader = 0
         self._turn: list[Write[A, R]] = []
+        # When the last turn ended that was run for who has no thread, for how long the next one waits for others, and
+        # for how many.
+        self._ended = self._patience = 0.0
+        self._expected = 0
+        self._gathered = threading.Event()
 
     def submit(self, action: A) -> R:
         """Have it done, by this thread or by another; answers its result.
@@ -85,11 +106,64 @@ class WriteQueue(Generic[A, R]):
                 self._lead(write)
         except BaseException:
             if write.turn_of in (0, threading.get_ident()):
-                self._hand_over(write)
+                self._go_on(self._hand_over(write))
             raise
         if write.error is not None:
             raise write.error
         return write.result  # type: ignore[return-value]
+
+    def submit_later(self, action: A, patron: Patron[A, R]) -> Write[A, R]:
+        """Have it done by another thread, and wait for nothing: for an event loop.
+
+        Those who submit so have no thread each that must be woken; one thread runs turn after turn for them.
+
+        Args:
+            action: What to do.
+            patron: Has the thread, and is told of the end; not when the write was withdrawn.
+        """
+        write: Write[A, R] = Write(action, patron)
+        with self._lock:
+            self._waiting.append(write)
+            if not self._led:
+                self._led = write.leads = True
+            elif len(self._waiting) == self._expected:
+                self._gathered.set()
+        if write.leads:
+            self._go_on(write)
+        return write
+
+    def withdraw(self, write: Write[A, R]) -> None:
+        """Forget a write of :meth:`submit_later` whose turn has not begun. One that leads has its turn all the same."""
+        with self._lock:
+            if write in self._waiting and not write.leads:
+                self._waiting.remove(write)
+
+    def _go_on(self, following: Write[A, R] | None) -> None:
+        """Let turns be run for one that leads and has no thread."""
+        if following is not None and following.patron is not None:
+            following.patron.run_elsewhere(lambda: self._lead_for(following))
+
+    def _lead_for(self, write: Write[A, R] | None) -> None:
+        """Run turns for those who have no thread, until one who has leads, or nobody waits."""
+        while write is not None:
+            self._gather()
+            began = time.monotonic()
+            write = self._run_turn(write)
+            self._ended = time.monotonic()
+            self._patience = _PATIENCE * (self._ended - began)
+
+    def _gather(self) -> None:
+        """Wait a little for those who were answered a moment ago, and may have the next write ready.
+
+        Otherwise the first of them has a turn alone while the others gather for the next one, and writers fall into
+        groups that take turns: as many turns for half of the writes each.
+        """
+        with self._lock:
+            left = self._ended + self._patience - time.monotonic()
+            if left <= 0 or len(self._waiting) >= self._expected:
+                return
+            self._gathered.clear()
+        self._gathered.wait(left)
 
     def _wait(self, write: Write[A, R]) -> None:
         try:
@@ -111,22 +185,23 @@ class WriteQueue(Generic[A, R]):
                 self._waiting.remove(write)
         if late:
             raise LockTimeoutError(
-                f"other SQL statements were writing for more than {self._wait_seconds:g} s.",
-                remediation="Write less in one statement, or try again.",
+                f"other writes of SQL and collections took more than {self._wait_seconds:g} s.",
+                remediation="Write less at a time, or try again.",
             )
         write.woken.wait()
 
     def _lead(self, own: Write[A, R]) -> None:
         """Run all that wait, and let the next one lead."""
         if len(self._waiting) == 1:
-            self._run_turn(own)
+            self._go_on(self._run_turn(own))
         else:
-            finished(lambda: self._run_turn(own))
+            finished(lambda: self._go_on(self._run_turn(own)))
 
-    def _run_turn(self, own: Write[A, R]) -> None:
+    def _run_turn(self, own: Write[A, R]) -> Write[A, R] | None:
+        """Run a turn; answers who leads the next one and needs a thread for it."""
         with self._lock:
             if not own.leads:
-                return  # it was interrupted before this began
+                return None  # it was interrupted before this began
             own.turn_of = threading.get_ident()
             if own.turn_of == threading.main_thread().ident:
                 # What has come this moment is for the next turn: Ctrl-C must meet nobody else's.
@@ -135,16 +210,18 @@ class WriteQueue(Generic[A, R]):
                 turn, self._waiting = self._waiting, []
             self._turn = turn
         self._leader = own.turn_of
+        following: Write[A, R] | None = None
         try:
             self._run(turn)
         except BaseException as error:
             own.error = error
             own.done = True
         finally:
-            self._hand_over(own)
+            following = self._hand_over(own)
+        return following
 
-    def _hand_over(self, own: Write[A, R]) -> None:
-        """Answer those who are done, and let the next one lead.
+    def _hand_over(self, own: Write[A, R]) -> Write[A, R] | None:
+        """Answer those who are done, and let the next one lead; answers that one when it needs a thread for it.
 
         It does nothing when this one does not lead any more, and may be begun again when it was interrupted.
         """
@@ -153,15 +230,22 @@ class WriteQueue(Generic[A, R]):
             if own in waiting:
                 waiting.remove(own)
             if not own.leads:
-                return
+                return None
             self._leader = 0
+            self._expected = len(turn) + len(waiting)
             for write in turn:
-                if write is not own and write.done:
+                if write.done and write.patron is not None:
+                    write.patron.answered(write)
+                elif write is not own and write.done:
                     write.woken.set()
             waiting[:0] = [write for write in turn if not (write is own or write.done or write in waiting)]
             self._turn = []
-            if waiting:
-                waiting[0].leads = True
-                waiting[0].woken.set()
             self._led = bool(waiting)
             own.leads = False
+            if not waiting:
+                return None
+            waiting[0].leads = True
+            if waiting[0].patron is not None:
+                return waiting[0]
+            waiting[0].woken.set()
+            return None
