@@ -19,6 +19,12 @@ from toondb_client import AsyncIpcClient
 from toondb_protocol.errors import InternalError, ToonDBError
 
 
+@pytest.fixture(autouse=True)
+def quick_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the device of a busy machine takes: a slow commit keeps the next ones off the loop for a while."""
+    monkeypatch.setattr("toondb_server.server._LONE_WRITER_SECONDS", 3600.0)
+
+
 @pytest.fixture
 def folder(tmp_db: Path) -> Path:
     return tmp_db.parent

@@ -15,7 +15,12 @@ from tests.server.raw import END_STREAM, ROW, frame, put, scan
 from tests.server.rig import Rig, serving
 from toondb.engine.conditional import Expire
 from toondb.engine.writer import WriteRequest
-from toondb_server import server as server_module
+
+
+@pytest.fixture(autouse=True)
+def quick_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the device of a busy machine takes: a slow commit keeps the next ones off the loop for a while."""
+    monkeypatch.setattr("toondb_server.server._LONE_WRITER_SECONDS", 3600.0)
 
 
 @pytest.fixture
@@ -184,11 +189,7 @@ async def test_who_heard_of_a_commit_reads_nothing_older(folder: Path) -> None:
             await done
 
 
-async def test_another_time_to_live_of_a_large_value_is_not_written_on_the_loop(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # However slow the device is meanwhile.
-    monkeypatch.setattr(server_module, "_LONE_WRITER_SECONDS", 3600.0)
+async def test_another_time_to_live_of_a_large_value_is_not_written_on_the_loop(folder: Path) -> None:
     async with serving(folder) as rig, await rig.client() as client:
         await client.put(b"large", bytes(4 << 20))
         for _ in range(10):
