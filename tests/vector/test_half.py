@@ -197,3 +197,34 @@ def test_large_pages_change_nothing() -> None:
     use_huge_pages(memory.ctypes.data, memory.nbytes)
     assert (memory == copy).all()
     assert not use_huge_pages(memory.ctypes.data, 4096)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_a_filter_that_is_remembered_follows_every_change(half: bool, share: float) -> None:
+    vectors = sample(ROWS)
+    index = HnswIndex(DIMENSION, "cosine", half=half)
+    index.add(np.arange(ROWS), index.prepare(vectors))
+    random = np.random.default_rng(3)
+    allowed = np.sort(random.choice(2 * ROWS, int(share * 2 * ROWS), replace=False))
+    allowed.flags.writeable = False  # else nothing is remembered
+    rows = index.prepare(sample(20, seed=1))
+    living = set(range(ROWS))
+    for step in range(6):
+        for at in range(len(rows)):
+            found = index.search(rows[at : at + 1], 10, 64, allowed=allowed)[1][0].tolist()
+            again = index.search(rows[at : at + 1], 10, 64, allowed=allowed.copy())[1][0].tolist()
+            assert found == again
+            assert set(found) <= living & set(allowed.tolist())
+            assert len(found) >= 10
+        gone = found[:5]
+        for label in gone:
+            assert index.remove(label)
+        living -= set(gone)
+        # Some of the new labels are allowed: nearer than all that was there.
+        new = [int(label) for label in allowed if label >= ROWS + 100 * step][:5]
+        index.add(np.array(new), rows[: len(new)], aside=step % 2 == 0)
+        index.flush()
+        living |= set(new)
+        for at, label in enumerate(new):
+            assert label in index.search(rows[at : at + 1], 10, 64, allowed=allowed)[1][0]

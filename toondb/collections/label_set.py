@@ -42,6 +42,7 @@ class LabelSet:
         if array is None:
             array = np.fromiter(self._labels, np.int64, len(self._labels))
             array.sort()
+            array.flags.writeable = False  # so that a graph may remember what it makes of it
             self._array = array
         return array
 

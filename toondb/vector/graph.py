@@ -53,6 +53,32 @@ _PART_OF = 4
 """Fewer than one in so many rows are copied out to be compared, rather than passed by."""
 
 
+_KEPT_FILTERS = 32
+_MOST_KEPT_ROWS = 4096
+"""Rows of one filter that are kept copied out."""
+
+
+class _Permitted:
+    """What a graph makes of the labels that a search may answer, as of one state of the graph.
+
+    Attributes:
+        labels: The labels.
+        positions: Their nodes, ascending.
+        among: How many of the labels live here.
+        selector: Of faiss, for its graph; made when it is needed.
+        part: The rows alone, in half precision; made when they are needed.
+    """
+
+    __slots__ = ("among", "labels", "part", "positions", "selector")
+
+    def __init__(self, labels: Labels, positions: Labels, among: int) -> None:
+        self.labels = labels
+        self.positions = positions
+        self.among = among
+        self.selector: Any = None
+        self.part: Any = None
+
+
 class Graph:
     """Rows by label, in a graph. The caller keeps writers apart from everybody else.
 
@@ -100,6 +126,7 @@ class Graph:
         if self._twins:
             nodes[list(self._twins)] = True
         self._bits: _Grown[np.uint8] = _Grown(np.packbits(nodes, bitorder="little"))
+        self._permitted: dict[int, _Permitted] = {}
         self._live_owners = int(np.count_nonzero(living))
         self._live_nodes = int(np.count_nonzero(nodes))
 
@@ -192,6 +219,7 @@ class Graph:
         in_parallel(lambda: self._add(labels, rows), threads)
 
     def _add(self, labels: Labels, rows: Floats) -> None:
+        self._permitted.clear()
         hashes = row_hashes(rows)
         base, table = self.nodes, self._row_table()
         positions = table.find(hashes)
@@ -250,6 +278,7 @@ class Graph:
 
     def remove(self, label: int) -> bool:
         """Remove a label; whether it was there."""
+        self._permitted.clear()
         position = self._twin_position.pop(label, -1)
         if position >= 0:
             others = self._twins[position]
@@ -290,12 +319,10 @@ class Graph:
             threads: At the most, for several queries.
             exact: Compare with every row.
         """
-        positions: Labels | None = None
-        among = len(self)
-        if allowed is not None:
-            positions, among = self._allowed(allowed)
+        permitted = None if allowed is None else self._permit(allowed)
+        among = len(self) if permitted is None else permitted.among
         # Each node has one label at least, so k nodes are enough for k labels.
-        nodes = self._live_nodes if positions is None else len(positions)
+        nodes = self._live_nodes if permitted is None else len(permitted.positions)
         spare = _SPARE if self.half else 0
         wanted = min(k + spare, nodes)
         if wanted == 0:
@@ -303,12 +330,12 @@ class Graph:
         effort = max(ef, wanted)
         widened = min(self.nodes, math.ceil(effort * self.nodes / nodes))
         if exact or nodes <= EXACT_FACTOR * widened:
-            raw, found = self._scan(queries, wanted, positions, threads)
+            raw, found = self._scan(queries, wanted, permitted, threads)
             while wanted < nodes and self.half and not self._is_enough(raw, k):
                 wanted = min(2 * wanted, nodes)
-                raw, found = self._scan(queries, wanted, positions, threads)
+                raw, found = self._scan(queries, wanted, permitted, threads)
         else:
-            selector = self._selector(positions, as_array=False)
+            selector = self._selector(permitted)
             if selector is None:
                 parameters = _parameters(widened)
             else:
@@ -317,7 +344,7 @@ class Graph:
             # The graph need not be connected, and what the filter lets through may lie far away.
             short = np.flatnonzero(found[:, -1] < 0)
             if short.size:
-                raw[short], found[short] = self._scan(queries[short], wanted, positions, threads)
+                raw[short], found[short] = self._scan(queries[short], wanted, permitted, threads)
         distances = self.metric.distances(raw)
         if not self._twins:
             return distances, self.labels[found]
@@ -357,24 +384,49 @@ class Graph:
         _, high = self.how_near(distances[:, k - 1])
         return bool((low > high).all())
 
-    def _scan(self, queries: Floats, k: int, positions: Labels | None, threads: int) -> tuple[Floats, Labels]:
-        if self.half and positions is not None and len(positions) * _PART_OF < self.nodes:
-            part = faiss.IndexScalarQuantizer(self.index.d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
-            codes = self._matrix()[positions].view(np.uint8)
-            part.add_sa_codes(codes)
-            raw, found = _run(part, queries, k, None, threads)
-            return raw, positions[found]
-        parameters = None
-        selector = self._selector(positions, as_array=not self.half)
-        if selector is not None:
-            parameters = faiss.SearchParameters(sel=selector)
+    def _scan(self, queries: Floats, k: int, permitted: _Permitted | None, threads: int) -> tuple[Floats, Labels]:
+        if permitted is None:
+            selector = self._selector(None)
+        elif not self.half:
+            # The C++ object only points to the array; the Python object keeps it alive.
+            selector = faiss.IDSelectorArray(permitted.positions)
+        elif len(permitted.positions) * _PART_OF < self.nodes:
+            raw, found = _run(self._part(permitted), queries, k, None, threads)
+            return raw, permitted.positions[found]
+        else:
+            selector = self._selector(permitted)
+        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
         return _run(self._storage, queries, k, parameters, threads)
 
-    def _selector(self, positions: Labels | None, *, as_array: bool) -> Any:
-        # The C++ object only points to the array; the Python object keeps it alive.
-        if positions is None:
+    def _part(self, permitted: _Permitted) -> Any:
+        """An index of some rows alone."""
+        part = permitted.part
+        if part is None:
+            part = faiss.IndexScalarQuantizer(self.index.d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
+            part.add_sa_codes(self._matrix()[permitted.positions].view(np.uint8))
+            if len(permitted.positions) <= _MOST_KEPT_ROWS:
+                permitted.part = part
+        return part
+
+    def _selector(self, permitted: _Permitted | None) -> Any:
+        """What faiss is told to answer; None = any node."""
+        if permitted is None:
             return faiss.IDSelectorBitmap(self._bits.view) if self.tombstones else None
-        return faiss.IDSelectorArray(positions) if as_array else faiss.IDSelectorBitmap(_bits(positions, self.nodes))
+        if permitted.selector is None:
+            permitted.selector = faiss.IDSelectorBitmap(_bits(permitted.positions, self.nodes))
+        return permitted.selector
+
+    def _permit(self, labels: Labels) -> _Permitted:
+        """The nodes of these labels; remembered for labels that nobody can change, until the graph does."""
+        known = self._permitted.get(id(labels))
+        if known is not None and known.labels is labels:
+            return known
+        made = _Permitted(labels, *self._allowed(labels))
+        if not labels.flags.writeable:
+            if len(self._permitted) >= _KEPT_FILTERS:
+                self._permitted.clear()
+            self._permitted[id(labels)] = made
+        return made
 
     def _allowed(self, labels: Labels) -> tuple[Labels, int]:
         """The positions of the nodes of these labels, ascending, and how many of the labels live here."""
