@@ -103,7 +103,11 @@ def test_recall_at_nothing(k: Any) -> None:
 def test_a_build_goes_in_small_steps(tmp_path: Path) -> None:
     """Between two of them Ctrl-C is heard and the bar moves: the whole input may be one part of the file."""
     told: list[tuple[int, int]] = []
-    bulk_build_index(sample(9000, 8), tmp_path / "index", progress=lambda done, of: told.append((done, of)))
+
+    def build(progress: Any) -> None:
+        bulk_build_index(sample(9000, 8), tmp_path / "index", m=2, ef_construction=2000, progress=progress)
+
+    build(lambda done, of: told.append((done, of)))
     assert told == [(4096, 9000), (8192, 9000), (9000, 9000)]
 
     def stop(done: int, of: int) -> None:
@@ -111,7 +115,7 @@ def test_a_build_goes_in_small_steps(tmp_path: Path) -> None:
 
     before = (tmp_path / "index").read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        bulk_build_index(sample(9000, 8), tmp_path / "index", progress=stop)
+        build(stop)
     assert (tmp_path / "index").read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["index"]
 

@@ -190,25 +190,8 @@ class Graph:
         """Prepare for many searches: called when nothing is added for a while."""
         if self._source is not None or not self.nodes:
             return
-        for numbers, size, _ in self._memory():
+        for numbers, size in ((self._storage.codes, 1), (self.index.hnsw.neighbors, _LINK_SIZE)):
             use_huge_pages(int(numbers.data()), size * numbers.size())
-
-    def reserve(self, rows: int) -> None:
-        """Make room for so many rows in all, in large pages where there are any: adding them is faster by a fifth."""
-        if self._source is None and rows > self.nodes:
-            for numbers, size, each in self._memory():
-                filled = numbers.size()
-                numbers.resize(each * rows)
-                use_huge_pages(int(numbers.data()), size * numbers.size())
-                numbers.resize(filled)
-
-    def _memory(self) -> list[tuple[Any, int, int]]:
-        """What faiss keeps of all nodes: the vector of C++, bytes of an item, and about how many items for a node."""
-        links = 2 * self.max_neighbours
-        return [
-            (self._storage.codes, 1, int(self._storage.sa_code_size())),
-            (self.index.hnsw.neighbors, _LINK_SIZE, links + links // 8),
-        ]
 
     def add(self, labels: Labels, rows: Floats, threads: int) -> None:
         """Add rows under labels that are not there yet, all of them or none."""

@@ -188,11 +188,6 @@ class HnswIndex:
             self._graph.add(labels, rows, self.threads)
             self._tail.clear()
 
-    def reserve(self, rows: int) -> None:
-        """Make room for so many rows in all: for whoever knows how many there will be."""
-        with self.writing():
-            self._graph.reserve(rows)
-
     def flush(self) -> None:
         """Put what is kept aside into the graph."""
         with self.writing():
@@ -237,7 +232,6 @@ class HnswIndex:
             with self.reading():
                 labels, rows = self._tail.living()
                 graph = self._graph.copy()
-            graph.reserve(graph.nodes + len(labels))
             for start in range(0, len(labels), CHUNK_ROWS):
                 if cancelled():
                     return False
@@ -270,7 +264,6 @@ class HnswIndex:
             fresh = self._new_graph()
             with self.reading():
                 missing = self._graph.living_labels()
-            fresh.reserve(len(missing))
             while len(missing):
                 for start in range(0, len(missing), CHUNK_ROWS):
                     if cancelled():
