@@ -6,7 +6,6 @@ import asyncio
 import os
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from toondb_protocol.opcodes import PROTOCOL_VERSION
 from . import __version__
 from .config import ServerConfig
 from .listener import peer_credentials
+from .mailbox import Mailbox
 from .reply_cache import ReplyCache
 from .requests import Parked
 from .session import Session
@@ -82,8 +82,9 @@ class Server:
         self.draining = False
         self._drained = asyncio.Event()
         self._started = time.monotonic()
-        self._finished: deque[WriteRequest] = deque()
-        self._stepped: deque[Session] = deque()
+        # Commits were made: a view from before them must not pin old pages while nobody reads.
+        self._finished = Mailbox(loop, self.reader.release, self._deliver)
+        self._stepped = Mailbox(loop, self.reader.release_old, self._task_stepped)
         self._sweep_seconds = min(
             _MAX_SWEEP_SECONDS, max(_MIN_SWEEP_SECONDS, config.timeout_ms / 1000 / _SWEEPS_PER_TIMEOUT)
         )
@@ -204,28 +205,19 @@ class Server:
 
     def writes_done(self, request: WriteRequest) -> None:
         """Called on the writer thread: bring the results to the event loop, once per batch of them."""
-        self._finished.append(request)
-        # Appending before looking makes a lost wake-up impossible; one wake-up too many finds nothing to do.
-        if len(self._finished) == 1:
-            try:
-                self.loop.call_soon_threadsafe(self._deliver)
-            except RuntimeError:
-                # The loop is closed: a shutdown was forced and there is nobody left to answer.
-                self._finished.clear()
+        self._finished.put(request)
 
-    def _deliver(self) -> None:
-        # A view from before these commits must not pin old pages while nobody reads.
-        self.reader.release()
-        finished = self._finished
-        while finished:
-            request = finished.popleft()
-            session, styles = request.tag
-            try:
-                session.writes_done(request, styles)
-            except Exception as error:
-                # The others behind it must get their answers.
-                self.log.error("internal error", peer=session.peer, exc_info=error)
-                session.drop()
+    def _deliver(self, request: WriteRequest) -> None:
+        session, styles = request.tag
+        self._guarded(session, lambda: session.writes_done(request, styles))
+
+    def _guarded(self, session: Session, act: Callable[[], object]) -> None:
+        """Act for a session; the others behind it must get their answers."""
+        try:
+            act()
+        except Exception as error:
+            self.log.error("internal error", peer=session.peer, exc_info=error)
+            session.drop()
 
     @property
     def threads_busy(self) -> bool:
@@ -259,28 +251,11 @@ class Server:
 
     def task_stepped(self, session: Session) -> None:
         """Called on the worker thread when a step of a session's task is done."""
-        self._stepped.append(session)
-        # As in writes_done(): several that are done together wake the loop once.
-        if len(self._stepped) == 1:
-            try:
-                self.loop.call_soon_threadsafe(self._tasks_stepped)
-            except RuntimeError:
-                self._stepped.clear()  # the loop is closed: a shutdown was forced
+        self._stepped.put(session)
 
-    def _tasks_stepped(self) -> None:
-        # They may have committed: a view from before must not pin old pages while nobody reads.
-        self.reader.release_old()
-        stepped = self._stepped
-        while stepped:
-            session = stepped.popleft()
-            if not self.unpark(session):
-                continue
-            try:
-                session.step()
-            except Exception as error:
-                # The others behind it must get their answers.
-                self.log.error("internal error", peer=session.peer, exc_info=error)
-                session.drop()
+    def _task_stepped(self, session: Session) -> None:
+        if self.unpark(session):
+            self._guarded(session, session.step)
 
     def unpark(self, session: Session) -> bool:
         """Wake the job of a session without stepping it; whether it slept."""
