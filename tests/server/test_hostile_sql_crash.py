@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from tests.support.daemon import Daemon
-from tests.support.writers import acknowledged, start_writer
+from tests.support.writers import kill_amid_writes
 from toondb import Database
 from toondb.engine import maintenance
 
@@ -57,14 +57,7 @@ def test_rows_and_keys_survive_together(tmp_db: Path) -> None:
     told = dict.fromkeys(map(str, range(WRITERS)), 0)
     for _ in range(ROUNDS):
         with Daemon(tmp_db) as daemon:
-            writers = {name: start_writer(WRITER, daemon, name) for name in told}
-            for name, writer in writers.items():
-                assert writer.stdout is not None
-                for _ in range(draw.randint(1, 4)):
-                    told[name] = max(told[name], int(writer.stdout.readline()))
-            daemon.kill()
-        for name, writer in writers.items():
-            told[name] = max(told[name], acknowledged(writer))
+            kill_amid_writes(WRITER, daemon, told, draw, range(1, 5))
         with Database.open(tmp_db) as db:
             assert db.execute_sql("PRAGMA integrity_check").tuples == [("ok",)]
             assert db.execute_sql("PRAGMA foreign_key_check").tuples == []
