@@ -35,14 +35,19 @@ def check_key(key: bytes) -> bytes:
         InvalidKeyError: It is empty.
         KeyTooLargeError: It is too long.
     """
-    size = len(key)
-    if 0 < size <= MAX_KEY_SIZE:
+    if 0 < len(key) <= MAX_KEY_SIZE:
         return key
-    if size == 0:
-        raise InvalidKeyError("the key is empty.")
-    raise KeyTooLargeError(
-        f"the key has {size} bytes, the limit is {MAX_KEY_SIZE}.",
-        details={"limit": MAX_KEY_SIZE, "actual": size},
+    raise _wrong_size(key, MAX_KEY_SIZE)
+
+
+def _wrong_size(key: bytes, most: int, allowed: str | None = None) -> InvalidKeyError | KeyTooLargeError:
+    """The error for an empty or too long key; ``allowed`` tells what to do, unless it is what always is to be done."""
+    if not key:
+        return InvalidKeyError("the key is empty.", remediation=allowed and f"{allowed}.")
+    return KeyTooLargeError(
+        f"the key has {len(key)} bytes, the limit is {most}.",
+        remediation=allowed and f"{allowed}; store a hash of a longer name.",
+        details={"limit": most, "actual": len(key)},
     )
 
 
@@ -86,17 +91,9 @@ def check_namespace_key(key: bytes) -> bytes:
         InvalidKeyError: It is empty.
         KeyTooLargeError: It is too long.
     """
-    size = len(key)
-    if 0 < size <= MAX_NAMESPACE_KEY_SIZE:
+    if 0 < len(key) <= MAX_NAMESPACE_KEY_SIZE:
         return key
-    allowed = f"Keys of a namespace are 1 to {MAX_NAMESPACE_KEY_SIZE} bytes"
-    if size == 0:
-        raise InvalidKeyError("the key is empty.", remediation=f"{allowed}.")
-    raise KeyTooLargeError(
-        f"the key has {size} bytes, the limit is {MAX_NAMESPACE_KEY_SIZE}.",
-        remediation=f"{allowed}; store a hash of a longer name.",
-        details={"limit": MAX_NAMESPACE_KEY_SIZE, "actual": size},
-    )
+    raise _wrong_size(key, MAX_NAMESPACE_KEY_SIZE, f"Keys of a namespace are 1 to {MAX_NAMESPACE_KEY_SIZE} bytes")
 
 
 def as_prefix(prefix: KeyLike) -> bytes:

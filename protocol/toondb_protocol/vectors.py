@@ -50,7 +50,8 @@ def pack_vector(vector: Any, what: str = "the vector") -> PackedVectors:
             raise ValidationError(f"{what} has {vector.ndim} axes, a vector has one.")
         usual = type(vector) is numpy.ndarray and vector.dtype == _FLOAT32 and 1 <= len(vector) <= MAX_DIMENSION
         if usual and math.isfinite(numpy.vdot(vector, vector)):
-            # Little code: where client and server share a core, all of it is cold at every call.
+            # The sum of squares is finite only if all numbers are. Little code: where client and server share a core,
+            # all of it is cold at every call.
             return PackedVectors(vector.tobytes(), 1, len(vector))
         return _packed_rows(vector.reshape(1, -1), what)
     if isinstance(vector, (str, bytes, bytearray)) or not isinstance(vector, (Sequence, array, memoryview)):
@@ -118,13 +119,9 @@ def _packed_rows(rows: Any, what: str) -> PackedVectors:
     _check_dimension(dimension, what)
     if rows.dtype.kind not in "fiub":
         raise ValidationError(f"{what} is {_ALLOWED}, got an array of {rows.dtype}.")
-    if rows.dtype == numpy.float32:
-        packed = numpy.ascontiguousarray(rows, dtype="<f4")
-    else:
-        with numpy.errstate(over="ignore"):
-            packed = numpy.ascontiguousarray(rows, dtype="<f4")
-    # The sum of squares is finite only if all numbers are; it may also be too large by itself.
-    if not math.isfinite(numpy.vdot(packed, packed)) and not numpy.isfinite(packed).all():
+    with numpy.errstate(over="ignore"):
+        packed = numpy.ascontiguousarray(rows, dtype=_FLOAT32)
+    if not numpy.isfinite(packed).all():
         row, at = (int(index[0]) for index in numpy.nonzero(~numpy.isfinite(packed)))
         raise ValidationError(
             f"{what} holds {rows[row, at]!r} at {at}{f' of vector {row}' if count > 1 else ''}; "

@@ -34,6 +34,7 @@ __all__ = [
     "OWN",
     "Contents",
     "answer_of",
+    "beginning_of_one",
     "count",
     "decode",
     "encode",

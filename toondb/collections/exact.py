@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toondb.vector.metrics import MAX_NORM, MIN_NORM, Floats, Metric, stored_vector
+from toondb.vector.metrics import Floats, Metric, stored_vector
 from toondb_protocol.errors import ValidationError
 
 from .documents import beginning_of_one, metadata_of, vectors_of
@@ -22,7 +22,6 @@ _ROWS = 2048
 _FLOAT_SIZE = 4
 _NOISE = 1e-12
 """Of a cosine distance: the rounding of float32 turns a vector further."""
-_NO_DIRECTION = "a vector of length 0 has no angle."
 
 Distances: TypeAlias = NDArray[np.floating[Any]]
 
@@ -44,13 +43,15 @@ class Query:
 
     def __init__(self, row: Floats, metric: Metric) -> None:
         self.metric = metric
-        self._row = only = row[0]
-        square = float(np.vdot(only, only))  # gives no warnings
-        if metric is Metric.COSINE and MIN_NORM**2 <= square <= MAX_NORM**2:  # neither NaN nor infinity
-            self.prepared = row / np.float32(math.sqrt(square))
-        else:
-            self.prepared = stored_vector(only, len(only), metric, "the query vector")
-        self.beginning = beginning_of_one(len(only))
+        self._row = row[0]
+        self.prepared = stored_vector(row[0], row.shape[1], metric, "the query vector")
+        self.beginning = beginning_of_one(row.shape[1])
+
+    @cached_property
+    def _wide(self) -> tuple[NDArray[np.float64], float]:
+        """The query as it was given, in double precision, and the square of its length."""
+        wide = self._row.astype(np.float64)
+        return wide, float(wide @ wide)
 
     def distances(self, rows: Floats) -> Distances:
         """The distances of vectors as they are stored in documents.
@@ -63,9 +64,9 @@ class Query:
             wide = rows.astype(np.float64)
             squares = np.einsum("ij,ij->i", wide, wide)
             if not squares.all():
-                raise ValidationError(_NO_DIRECTION)
-            query = self._row.astype(np.float64)
-            distances: Distances = 1.0 - wide @ query / np.sqrt(squares * (query @ query))
+                raise ValidationError("a vector of length 0 has no angle.")
+            query, square = self._wide
+            distances: Distances = 1.0 - wide @ query / np.sqrt(squares * square)
             distances[distances < _NOISE] = 0.0
             return distances
         if self.metric is Metric.DOT_PRODUCT:
@@ -74,20 +75,6 @@ class Query:
             difference = rows - self.prepared
             raw = np.einsum("ij,ij->i", difference, difference)
         return self.metric.distances(raw)
-
-    def few_distances(self, vectors: list[bytes]) -> list[float]:
-        """What :meth:`distances` answers for a few vectors of its dimension."""
-        if self.metric is not Metric.COSINE:
-            matrix = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), len(self._row))
-            found: list[float] = self.distances(matrix).tolist()
-            return found
-        rows = np.frombuffer(b"".join([self._row.tobytes(), *vectors]), dtype="<f4").astype(np.float64)
-        rows = rows.reshape(len(vectors) + 1, len(self._row))
-        products, (own, *squares) = (rows @ rows[0]).tolist(), np.einsum("ij,ij->i", rows, rows).tolist()
-        if not all(squares):
-            raise ValidationError(_NO_DIRECTION)
-        exact = (1.0 - product / math.sqrt(own * square) for product, square in zip(products[1:], squares, strict=True))
-        return [distance if distance > _NOISE else 0.0 for distance in exact]
 
     def distance(self, vector: bytes) -> float:
         """The distance of one vector as it is stored in a document."""
@@ -152,10 +139,8 @@ def ranked(documents: list[tuple[str, bytes]], query: Query, name: str | None, k
     vectors = [value[start:end] for _, value in documents if value.startswith(query.beginning) and len(value) > end]
     if name is not None or len(vectors) != len(documents):
         return nearest_of(documents, query, name, None, k)
-    try:
-        distances = query.few_distances(vectors)
-    except ValidationError:
-        return nearest_of(documents, query, name, None, k)
+    matrix = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), query.prepared.shape[1])
+    distances = _distances(query, matrix).tolist()
     best = sorted(zip(distances, documents, strict=True))
     return [Hit(distance, id, value) for distance, (id, value) in best[:k]]
 

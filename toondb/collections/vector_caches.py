@@ -161,21 +161,22 @@ class VectorCaches:
         if not cache.updating.acquire(blocking=False):
             return False
         try:
-            with contextlib.closing(self._engine.private_snapshot()) as snapshot:
-                little = cache.missing(snapshot, _AT_ONCE) is not None
-            if little:
-                self._catch_up(cache, filter)
-            else:
-                self._wake()
-            return little
+            little = self._catch_up(cache, filter, _AT_ONCE)
         finally:
             cache.updating.release()
+        if not little:
+            self._wake()
+        return little
 
-    def _catch_up(self, cache: VectorCache, filter: Filter | None) -> None:
+    def _catch_up(self, cache: VectorCache, filter: Filter | None, most: int | None = None) -> bool:
+        """Bring a cache up to date, unless more than ``most`` documents changed; whether it was done."""
         with contextlib.closing(self._engine.private_snapshot()) as snapshot:
+            if most is not None and cache.missing(snapshot, most) is None:
+                return False
             cache.catch_up(snapshot)
             if filter is not None:
                 cache.learn(filter, snapshot)
+        return True
 
     # In the background
 

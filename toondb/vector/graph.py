@@ -52,7 +52,6 @@ _LINK_SIZE = 4
 _PART_OF = 4
 """Fewer than one in so many rows are copied out to be compared, rather than passed by."""
 
-
 _KEPT_FILTERS = 32
 _MOST_KEPT_ROWS = 4096
 """Rows of one filter that are kept copied out."""
@@ -351,10 +350,7 @@ class Graph:
         return self.labels[found[0, :wanted]]
 
     def how_near(self, distances: Floats) -> tuple[Floats, Floats]:
-        """The least and the greatest that the true distances may be, for those that a search gave."""
-        if not self.half:
-            return distances, distances
-        assert self.metric is Metric.COSINE
+        """The least and the greatest that the true distances may be, for those that a search in half precision gave."""
         # | |q-x| - |q-x'| | <= |x-x'|, x' being the rounded x. The distance is half of the square.
         lengths, rounding = np.sqrt(np.float32(2) * distances), np.float32(_HALF_ROUNDING)
         low, high = np.maximum(lengths - rounding, np.float32(0)), lengths + rounding

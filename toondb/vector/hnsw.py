@@ -329,18 +329,14 @@ class HnswIndex:
 
     def candidates(self, query: Floats, k: int, ef: int | None = None, allowed: Labels | None = None) -> list[int]:
         """The labels among which the ``k`` nearest of one query are: those of :meth:`search`, faster."""
-        if allowed is None and self._is_all_in_graph:
+        if allowed is None:
             with self.reading():
-                found = self._graph.candidates(query, k, check_ef(ef)) if self._is_all_in_graph else None
+                found = None if len(self._tail) else self._graph.candidates(query, k, check_ef(ef))
             if found is not None:
                 few: list[int] = found.tolist()
                 return few
         labels: list[int] = self.search(query, k, ef, allowed)[1][0].tolist()
         return labels
-
-    @property
-    def _is_all_in_graph(self) -> bool:
-        return len(self._tail) == 0
 
     def _possible(self, found: Found, k: int) -> Found:
         """Those that may be among the ``k`` nearest."""
