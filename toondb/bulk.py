@@ -24,6 +24,7 @@ from .vector.atomic_file import Name, open_regular, replacing, target
 from .vector.hnsw import CHUNK_ROWS, HnswIndex, check_ef, check_k
 from .vector.hnsw_file import read_index, write_index
 from .vector.ids import Id, Numbers, read_ids, write_numbers
+from .vector.linking import MOST_BEFORE
 from .vector.metrics import DEFAULT_EF_CONSTRUCTION, DEFAULT_M, Floats, Labels
 from .vector.sections import VERSION, SectionReader, SectionWriter
 from .vector.vector_files import Format, convert_to, parts, read_integers, vectors_of
@@ -44,7 +45,7 @@ __all__ = [
 
 _STEP_WORK = 1 << 30
 _ROW_WORK = 128
-"""A step has so many rows that candidates times numbers in a row are this many: about 3 seconds on two processors.
+"""A step has so many rows that candidates times numbers in a row are this many: 2 or 3 seconds on two processors.
 Several threads lose a fifth of their time where small steps take the place of a large one. A row costs as much as so
 many numbers more."""
 
@@ -174,9 +175,10 @@ def bulk_build_index(
     vectors = vectors_of(embeddings, "the input", dimension, format)
     index = HnswIndex(vectors.dimension, metric, m, ef_construction, threads)
     numbers = None if ids is None else _numbers(ids, vectors.rows)
-    step = max(CHUNK_ROWS, _STEP_WORK // (index.ef_construction * (vectors.dimension + _ROW_WORK)))
+    least = max(CHUNK_ROWS, _STEP_WORK // (index.ef_construction * (vectors.dimension + _ROW_WORK)))
     for first, part in parts(vectors):
-        # Between two steps the progress is told, and Ctrl-C is heard.
+        # Between two steps the progress is told, and Ctrl-C is heard. Few rows are not linked roughly to many.
+        step = max(least, first // MOST_BEFORE)
         for start in range(first, first + len(part), step):
             rows = part[start - first : start - first + step]
             stop = start + len(rows)

@@ -26,6 +26,7 @@ from toondb_protocol.errors import InternalError
 
 from .faiss_library import faiss
 from .huge_pages import use_huge_pages
+from .linking import is_worth_it, link_roughly, make_whole
 from .metrics import Floats, Labels, Metric
 from .row_table import RowTable, row_hashes
 from .threads import in_parallel
@@ -221,8 +222,9 @@ class Graph:
 
         if len(makes):
             try:
-                self.index.add(rows if len(makes) == len(rows) else rows[makes])
+                self._link(rows if len(makes) == len(rows) else rows[makes])
             except BaseException:
+                make_whole(self.index, base)
                 self._bury(self.index.ntotal - base)
                 raise
         table.add(hashes[makes], positions[makes])
@@ -243,6 +245,12 @@ class Graph:
         joins[makes] = False
         for position, label in zip(positions[joins].tolist(), labels[joins].tolist(), strict=True):
             self._join(position, label)
+
+    def _link(self, rows: Floats) -> None:
+        euclidean = self.metric is not Metric.DOT_PRODUCT
+        if euclidean and is_worth_it(len(rows), self.nodes) and link_roughly(self.index, self._matrix(), rows):
+            return
+        self.index.add(rows)
 
     def _bury(self, nodes: int) -> None:
         """Make tombstones of nodes that faiss added and then had no memory to link."""
