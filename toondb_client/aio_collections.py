@@ -13,6 +13,7 @@ from toondb_protocol.collections import (
     batch_arguments,
     check_id,
     check_ids,
+    checked,
     config_of,
     creation_arguments,
     creation_of,
@@ -264,7 +265,10 @@ class AsyncCollection:
 
     async def search(self, request: SearchRequest) -> list[SearchResult]:
         """Search by vector, by words or by both; see :meth:`Collection.search`."""
-        return results_of(await self._operate("search", search_arguments(self.config, request)))
+        return await self._search(checked(request))
+
+    async def _search(self, request: SearchRequest) -> list[SearchResult]:
+        return results_of(await self._operate("search", search_arguments(request)))
 
     async def vector_search(
         self,
@@ -276,13 +280,13 @@ class AsyncCollection:
         min_score: float | None = None,
     ) -> list[SearchResult]:
         """The documents nearest to a vector."""
-        return await self.search(SearchRequest(vector, None, k, filter, ef_search=ef_search, min_score=min_score))
+        return await self._search(SearchRequest(vector, None, k, filter, ef_search=ef_search, min_score=min_score))
 
     async def keyword_search(
         self, text_query: str, k: int = 10, filter: Mapping[str, Any] | None = None, *, min_score: float | None = None
     ) -> list[SearchResult]:
         """The documents that fit words best, by BM25."""
-        return await self.search(SearchRequest(None, text_query, k, filter, min_score=min_score))
+        return await self._search(SearchRequest(None, text_query, k, filter, min_score=min_score))
 
     async def hybrid_search(
         self,
@@ -297,7 +301,7 @@ class AsyncCollection:
         ef_search: int | None = None,
     ) -> list[SearchResult]:
         """The documents that fit a vector and words best, see :class:`SearchRequest`."""
-        return await self.search(
+        return await self._search(
             SearchRequest(
                 vector,
                 text_query,

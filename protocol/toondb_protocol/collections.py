@@ -481,7 +481,10 @@ class Collection:
             DimensionMismatchError: The vector has another dimension than the collection.
             ValidationError: Something else cannot be asked.
         """
-        return results_of(self._operate("search", search_arguments(self.config, request)))
+        return self._search(checked(request))
+
+    def _search(self, request: SearchRequest) -> list[SearchResult]:
+        return results_of(self._operate("search", search_arguments(request)))
 
     def vector_search(
         self,
@@ -493,13 +496,13 @@ class Collection:
         min_score: float | None = None,
     ) -> list[SearchResult]:
         """The documents nearest to a vector."""
-        return self.search(SearchRequest(vector, None, k, filter, ef_search=ef_search, min_score=min_score))
+        return self._search(SearchRequest(vector, None, k, filter, ef_search=ef_search, min_score=min_score))
 
     def keyword_search(
         self, text_query: str, k: int = 10, filter: Mapping[str, Any] | None = None, *, min_score: float | None = None
     ) -> list[SearchResult]:
         """The documents that fit words best, by BM25."""
-        return self.search(SearchRequest(None, text_query, k, filter, min_score=min_score))
+        return self._search(SearchRequest(None, text_query, k, filter, min_score=min_score))
 
     def hybrid_search(
         self,
@@ -514,7 +517,7 @@ class Collection:
         ef_search: int | None = None,
     ) -> list[SearchResult]:
         """The documents that fit a vector and words best, see :class:`SearchRequest`."""
-        return self.search(
+        return self._search(
             SearchRequest(
                 vector,
                 text_query,
@@ -776,11 +779,16 @@ _SEARCH_DEFAULTS = tuple(
 )
 
 
-def search_arguments(config: CollectionConfig, request: SearchRequest) -> dict[str, Any]:
-    """The arguments of ``search``."""
+def checked(request: SearchRequest) -> SearchRequest:
+    """A request that somebody else made: its fields may have been set since."""
     if not isinstance(request, SearchRequest):
         raise ValidationError(f"search takes a SearchRequest, got {shown(request)}.")
-    request.__post_init__()  # its fields may have been set since
+    request.__post_init__()
+    return request
+
+
+def search_arguments(request: SearchRequest) -> dict[str, Any]:
+    """The arguments of ``search``."""
     arguments: dict[str, Any] = {"k": request.k}
     if request.vector is not None:
         arguments["vector"] = pack_vector(request.vector, "the query vector").data

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
@@ -108,8 +108,15 @@ def gone_key(id: int) -> bytes:
     return GONE + b"%08x" % id
 
 
-def _get(transaction: Transaction, key: bytes) -> bytes | None:
-    return transaction.get(key, Space.CATALOG)
+class Reader(Protocol):
+    """What records are read from: a transaction, or a view."""
+
+    def get(self, key: bytes, space: Space, /) -> bytes | None:
+        """The value of a key, or None."""
+
+
+def _get(reader: Reader, key: bytes) -> bytes | None:
+    return reader.get(key, Space.CATALOG)
 
 
 def _put(transaction: Transaction, key: bytes, fields: Any) -> None:
@@ -149,10 +156,10 @@ def create_namespace(transaction: Transaction, config: NamespaceConfig) -> Names
     return NamespaceEntry(id, key, config)
 
 
-def namespace_named(transaction: Transaction, name: str) -> NamespaceEntry:
+def namespace_named(reader: Reader, name: str) -> NamespaceEntry:
     """A namespace that exists."""
     key = _NAMESPACE + name.encode()
-    raw = _get(transaction, key)
+    raw = _get(reader, key)
     if raw is None:
         raise NamespaceNotFoundError(f"there is no namespace {name!r}.")
     return _namespace(name, key, raw)
@@ -218,10 +225,10 @@ def _write(transaction: Transaction, collection: CollectionEntry) -> None:
     _put(transaction, collection.key, {"id": collection.id, **fields})
 
 
-def collection_named(transaction: Transaction, namespace: str, name: str) -> CollectionEntry:
+def collection_named(reader: Reader, namespace: str, name: str) -> CollectionEntry:
     """A collection that exists."""
-    key = _collections_of(namespace_named(transaction, namespace)) + name.encode()
-    raw = _get(transaction, key)
+    key = _collections_of(namespace_named(reader, namespace)) + name.encode()
+    raw = _get(reader, key)
     if raw is None:
         raise CollectionNotFoundError(f"there is no collection {name!r} in the namespace {namespace!r}.")
     return _collection(namespace, name, key, raw)

@@ -31,6 +31,7 @@ from toondb_protocol.record import HEADER_SIZE, decode_lsn
 from .catalog import CollectionEntry
 
 __all__ = [
+    "DAMAGED",
     "OWN",
     "Contents",
     "answer_of",
@@ -49,6 +50,9 @@ __all__ = [
 
 OWN = -1
 """In the place of the LSN of a record that the transaction itself has written."""
+
+DAMAGED = (ValueError, IndexError, TypeError, ArithmeticError, _struct_error, msgpack.UnpackException)
+"""What reading a value raises that is no document."""
 
 NONE, ONE, NAMED = range(3)
 _HEAD = Struct("<BHI")
@@ -122,7 +126,7 @@ def decode(value: bytes) -> Contents:
         rest = msgpack.unpackb(value[end:])
         metadata, content = rest[:2]
         names = rest[2] if kind == NAMED else None
-    except (ValueError, IndexError, TypeError, ArithmeticError, _struct_error, msgpack.UnpackException):
+    except DAMAGED:
         raise _damaged(value) from None
     return Contents(dimension, value[_HEAD.size : end], names, metadata, content)
 
@@ -161,7 +165,7 @@ def metadata_of(value: bytes) -> dict[str, Any]:
     try:
         _, count, dimension = _HEAD.unpack_from(value)
         metadata: dict[str, Any] = msgpack.unpackb(value[_HEAD.size + _FLOAT_SIZE * count * dimension :])[0]
-    except (ValueError, IndexError, TypeError, ArithmeticError, _struct_error, msgpack.UnpackException):
+    except DAMAGED:
         raise _damaged(value) from None
     return metadata
 
@@ -174,9 +178,9 @@ def answer_of(value: bytes) -> tuple[dict[str, Any], str | None]:
     """
     try:
         _, count, dimension = _HEAD.unpack_from(value)
-        rest = msgpack.unpackb(memoryview(value)[_HEAD.size + _FLOAT_SIZE * count * dimension :])
+        rest = msgpack.unpackb(value[_HEAD.size + _FLOAT_SIZE * count * dimension :])
         return rest[0], rest[1]
-    except (ValueError, IndexError, TypeError, ArithmeticError, _struct_error, msgpack.UnpackException):
+    except DAMAGED:
         raise _damaged(value) from None
 
 

@@ -13,7 +13,6 @@ from toondb.engine.engine import Engine
 from toondb.engine.options import Access
 from toondb.engine.transaction import State, Transaction
 from toondb.sql.write_queue import Patron, Write, WriteQueue
-from toondb.vector.metrics import DEFAULT_EF_SEARCH
 from toondb_protocol.arguments import shown
 from toondb_protocol.collections import OPERATIONS, READING
 from toondb_protocol.errors import (
@@ -28,6 +27,7 @@ from . import catalog
 from .background import Background
 from .index_file import delete_saved, saved_collections
 from .operations import Action, Operations
+from .plain_search import PlainSearches
 from .reclaim import ReclaimGone
 from .search import Searches
 from .text import TextIndex
@@ -42,10 +42,6 @@ _ATTEMPTS = 1000
 _WRITE_WAIT_SECONDS = 600.0
 _MOST_QUEUES = 1024
 _LEAVE_RECORDS = ("namespace_delete", "collection_delete")
-
-_SHORT_K = 128
-_SHORT_BYTES = 512 * 1024
-"""A short search has so many bytes of vectors as candidates: about a millisecond of work."""
 
 
 class _Noticed:
@@ -81,6 +77,7 @@ class CollectionsEngine:
         self._caches = VectorCaches(engine, self._background.wake)
         self._text = TextIndex(engine)
         self._operations = Operations(Searches(self._caches, self._text), self._caches, self._text)
+        self._plain = PlainSearches(engine.environment, self._caches)
         self._lock = threading.Lock()
         self._queues: OrderedDict[tuple[str, str], WriteQueue[Action, Any]] = OrderedDict()
         self._hard = threading.Lock()
@@ -108,6 +105,8 @@ class CollectionsEngine:
             TransactionConflictError: Only with a transaction that writes words: another one changed these first.
         """
         self._engine.check_open()
+        if operation == "search" and transaction is None and (found := self._plain.search(arguments)) is not None:
+            return found
         if not isinstance(operation, str) or operation not in OPERATIONS:
             raise ValidationError(
                 f"the operation {shown(operation)} is unknown; known: {', '.join(OPERATIONS)}.",
@@ -162,24 +161,10 @@ class CollectionsEngine:
         Raises:
             ToonDBError: As :meth:`operate`.
         """
-        if operation != "search" or not _is_short(arguments):
+        if operation != "search":
             return None
         self._engine.check_open()
-        action = self._operations.action(operation, arguments)
-        transaction = self._engine.begin(read_only=True)
-        try:
-            namespace, name = arguments["namespace"], arguments["collection"]
-            collection = catalog.collection_named(transaction, namespace, name)
-            held = self._caches.try_reading(transaction, collection)
-            if held is None:
-                return None
-            try:
-                return action(transaction)
-            finally:
-                for lock in held:
-                    lock.release()
-        finally:
-            self._engine.commit_read_only(transaction)
+        return self._plain.search_at_once(arguments)
 
     def _noticed(self, action: Action, *, deletes: bool) -> Action:
         """A write that this engine is told of when it is committed."""
@@ -310,13 +295,3 @@ class CollectionsEngine:
         if not self._engine.closed:
             self._caches.close()
         self._text.close()
-
-
-def _is_short(arguments: Mapping[str, Any]) -> bool:
-    """Whether a search is one by vector alone, and looks at few numbers; what it asks may still be wrong."""
-    vector, k, ef = arguments.get("vector"), arguments.get("k"), arguments.get("ef_search")
-    if type(vector) is not bytes or type(k) is not int or not (ef is None or type(ef) is int):
-        return False
-    if arguments.get("text_query") is not None or arguments.get("filter") is not None:
-        return False
-    return k <= _SHORT_K and max(k, DEFAULT_EF_SEARCH if ef is None else ef) * len(vector) <= _SHORT_BYTES

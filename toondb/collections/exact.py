@@ -2,97 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from toondb.vector.metrics import Floats, Metric, stored_vector
-from toondb_protocol.errors import ValidationError
+from toondb.vector.metrics import MAX_NORM, MIN_NORM, Floats, Metric, stored_vector
 
 from .documents import beginning_of_one, metadata_of, vectors_of
 from .given import Filter
 
-__all__ = ["Hit", "Query", "by_distance", "nearest_of", "ranked", "score_of"]
+__all__ = ["Hit", "Query", "nearest_of", "score_of"]
 
 _ROWS = 2048
+_LEAST, _MOST = MIN_NORM * MIN_NORM, MAX_NORM * MAX_NORM
 _FLOAT_SIZE = 4
 _NOISE = 1e-12
 """Of a cosine distance: the rounding of float32 turns a vector further."""
 
-Distances: TypeAlias = NDArray[np.floating[Any]]
+
+Hit: TypeAlias = tuple[float, str, bytes]
+"""A document that was found by its vector: its distance (lower is nearer), its id and its record's value.
+
+Hits are in the order of tuples: nearest first, equally near ones by id.
+"""
 
 
 class Query:
     """A query vector.
 
     Args:
-        row: Its numbers, of shape (1, dimension).
+        vector: Its numbers, of shape (dimension,).
         metric: How it is compared.
 
     Attributes:
         prepared: In the form in which the index is asked.
         beginning: How the values of documents with one vector of its dimension begin.
+        end: Where that vector ends.
 
     Raises:
         ValidationError: It has no direction (cosine), or is too long.
     """
 
-    def __init__(self, row: Floats, metric: Metric) -> None:
+    def __init__(self, vector: Floats, metric: Metric) -> None:
         self.metric = metric
-        self._row = row[0]
-        self.prepared = stored_vector(row[0], row.shape[1], metric, "the query vector")
-        self.beginning = beginning_of_one(row.shape[1])
+        dimension = len(vector)
+        self.beginning = beginning_of_one(dimension)
+        self.end = len(self.beginning) + _FLOAT_SIZE * dimension
+        self._wide = wide = vector.astype(np.float64)
+        self._square = square = float(wide.dot(wide))
+        if metric is Metric.COSINE and _LEAST <= square <= _MOST:  # which NaN is not, nor infinity
+            self.prepared = (wide * (1.0 / math.sqrt(square))).astype(np.float32)[np.newaxis]
+        else:
+            self.prepared = stored_vector(vector, dimension, metric, "the query vector")
 
-    @cached_property
-    def _wide(self) -> tuple[NDArray[np.float64], float]:
-        """The query as it was given, in double precision, and the square of its length."""
-        wide = self._row.astype(np.float64)
-        return wide, float(wide @ wide)
+    def distances(self, vectors: Sequence[bytes]) -> list[float]:
+        """The distances of vectors as they are stored in documents, in double precision.
 
-    def distances(self, rows: Floats) -> Distances:
-        """The distances of vectors as they are stored in documents.
-
-        Raises:
-            ValidationError: One has no direction (cosine).
+        One that has no direction (cosine) is infinitely far.
         """
+        rows = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), len(self._wide))
+        wide = rows.astype(np.float64)
+        distances: list[float]
         if self.metric is Metric.COSINE:
             # In double precision the angle needs no vectors of length 1.
-            wide = rows.astype(np.float64)
-            squares = np.einsum("ij,ij->i", wide, wide)
-            if not squares.all():
-                raise ValidationError("a vector of length 0 has no angle.")
-            query, square = self._wide
-            distances: Distances = 1.0 - wide @ query / np.sqrt(squares * square)
-            distances[distances < _NOISE] = 0.0
-            return distances
+            square, sqrt, inf = self._square, math.sqrt, math.inf
+            products, squares = wide.dot(self._wide).tolist(), np.vecdot(wide, wide).tolist()
+            return [
+                inf if not own else distance if (distance := 1.0 - product / sqrt(own * square)) >= _NOISE else 0.0
+                for product, own in zip(products, squares, strict=True)
+            ]
         if self.metric is Metric.DOT_PRODUCT:
-            raw: Floats = rows @ self.prepared[0]
+            distances = (-wide.dot(self._wide)).tolist()
         else:
-            difference = rows - self.prepared
-            raw = np.einsum("ij,ij->i", difference, difference)
-        return self.metric.distances(raw)
+            wide -= self._wide
+            distances = np.sqrt(np.vecdot(wide, wide)).tolist()
+        return distances
 
     def distance(self, vector: bytes) -> float:
         """The distance of one vector as it is stored in a document."""
-        return float(self.distances(np.frombuffer(vector, dtype="<f4").reshape(1, -1))[0])
+        return self.distances([vector])[0]
 
+    def ranked(self, ids: Sequence[str], values: Sequence[bytes], k: int, at: int = 0) -> list[Hit] | None:
+        """The ``k`` nearest of documents with one vector each, nearest first; None = one of them is another kind.
 
-class Hit(NamedTuple):
-    """A document that was found by its vector.
-
-    Attributes:
-        distance: Its distance, lower is nearer.
-        id: Its id.
-        value: Its record's value.
-    """
-
-    distance: float
-    id: str
-    value: bytes
+        Args:
+            ids: Their ids.
+            values: Their values.
+            k: How many.
+            at: Where each value begins, in records of a store.
+        """
+        beginning = self.beginning
+        start, end = at + len(beginning), at + self.end
+        vectors = [value[start:end] for value in values if value.startswith(beginning, at) and len(value) > end]
+        if len(vectors) != len(values):
+            return None
+        return sorted(zip(self.distances(vectors), ids, values, strict=True))[:k]
 
 
 def score_of(metric: Metric, distance: float) -> float:
@@ -117,51 +124,19 @@ def nearest_of(
         k: How many.
     """
     best: list[Hit] = []
-    dimension = query.prepared.shape[1]
-    rows = _with_vectors(documents, dimension, name, filter)
+    rows = _with_vectors(documents, query.prepared.shape[1], name, filter)
     while chunk := list(islice(rows, _ROWS)):
-        matrix = np.frombuffer(b"".join([vector for _, _, vector in chunk]), dtype="<f4").reshape(-1, dimension)
-        distances = _distances(query, matrix)
-        places: NDArray[np.intp] = np.arange(len(chunk))
-        if len(chunk) > k:
-            # Those as near as the k-th are all kept: their ids decide.
-            places = np.flatnonzero(distances <= np.partition(distances, k - 1)[k - 1])
-        best += [Hit(float(distances[at]), chunk[at][0], chunk[at][1]) for at in places.tolist()]
-        best.sort(key=by_distance)
+        distances = query.distances([vector for _, _, vector in chunk])
+        # Those as near as the k-th are all kept: their ids decide.
+        within = float(np.partition(distances, k - 1)[k - 1]) if len(chunk) > k else math.inf
+        best += [
+            (distance, id, value)
+            for distance, (id, value, _) in zip(distances, chunk, strict=True)
+            if distance <= within
+        ]
+        best.sort()
         del best[k:]
     return best
-
-
-def ranked(documents: list[tuple[str, bytes]], query: Query, name: str | None, k: int) -> list[Hit]:
-    """What :func:`nearest_of` answers for a few documents without a filter, faster."""
-    start = len(query.beginning)
-    end = start + _FLOAT_SIZE * query.prepared.shape[1]
-    vectors = [value[start:end] for _, value in documents if value.startswith(query.beginning) and len(value) > end]
-    if name is not None or len(vectors) != len(documents):
-        return nearest_of(documents, query, name, None, k)
-    matrix = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), query.prepared.shape[1])
-    distances = _distances(query, matrix).tolist()
-    best = sorted(zip(distances, documents, strict=True))
-    return [Hit(distance, id, value) for distance, (id, value) in best[:k]]
-
-
-def by_distance(hit: Hit) -> tuple[float, str]:
-    """The order of hits: nearest first, equally near ones by id."""
-    return hit.distance, hit.id
-
-
-def _distances(query: Query, matrix: Floats) -> Distances:
-    try:
-        return query.distances(matrix)
-    except ValidationError:
-        # One that was stored before it was refused: it is nowhere near.
-        far: Distances = np.full(len(matrix), np.inf)
-        for at in range(len(matrix)):
-            try:
-                far[at] = query.distances(matrix[at : at + 1])[0]
-            except ValidationError:
-                continue
-        return far
 
 
 def _with_vectors(

@@ -61,10 +61,10 @@ def search_multi(
         last: dict[str, float] = {}
         for name, query in queries.items():
             hits = caches.search(view, collection, query, name, asked.filter, depth, asked.ef_search)
-            values.update((hit.id, hit.value) for hit in hits)
+            values.update((id, value) for _, id, value in hits)
             if len(hits) == depth:
                 # A document may also lack this name, which counts as 0.
-                last[name] = max(0.0, score_of(query.metric, hits[-1].distance))
+                last[name] = max(0.0, score_of(query.metric, hits[-1][0]))
         found = sorted(((_score(value, queries, asked), id) for id, value in values.items()), key=_best_first)
         if not last or (len(found) >= asked.k and found[asked.k - 1][0] >= asked.score(last)):
             break

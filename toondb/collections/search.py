@@ -188,7 +188,7 @@ def query_of(collection: CollectionEntry, vectors: Vectors, row: int = 0) -> Que
     expected = collection.config.dimension
     if expected is not None and vectors.dimension != expected:
         raise mismatch(collection, "the query vector", vectors.dimension)
-    return Query(vectors.rows[row : row + 1], Metric.named(collection.config.metric.value))
+    return Query(vectors.rows[row], Metric.named(collection.config.metric.value))
 
 
 def mismatch(collection: CollectionEntry, what: str, actual: int) -> DimensionMismatchError:

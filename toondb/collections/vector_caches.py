@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from toondb.engine.engine import Engine
 from toondb.engine.environment import Space
@@ -88,40 +87,12 @@ class VectorCaches:
                 break
         return search_exactly(view, collection, query, name, filter, k)
 
-    def try_reading(self, view: Transaction, collection: CollectionEntry) -> tuple[Any, ...] | None:
-        """Take what a :meth:`search` without a filter would wait for, when it then finds everything in its cache.
-
-        Args:
-            view: What the search will read; it has written nothing.
-            collection: Where it will search.
-
-        Returns:
-            Locks, to be released after the search; None = it may take long.
-        """
-        cache = self._caches.get(collection.id)
-        held = None if cache is None else cache.try_reading()
-        if cache is None or held is None or self._is_near(cache, view):
-            return held
-        for lock in held:
-            lock.release()
-        return None
-
-    @staticmethod
-    def _is_near(cache: VectorCache, view: Transaction) -> bool:
-        """Whether a cache has all that a view sees, which may be for nothing being new to it."""
-        snapshot = view.snapshot
-        if cache.lsn >= snapshot.lsn:
-            return True
-        if not cache.lsn or not cache.updating.acquire(blocking=False):
-            return False
-        try:
-            # What others wrote elsewhere: there is nothing to do but to note it.
-            if cache.missing(snapshot, 0) != 0:
-                return False
-            cache.catch_up(snapshot)
-            return True
-        finally:
-            cache.updating.release()
+    def known(self, id: int) -> VectorCache | None:
+        """The cache of a collection that was searched before; it counts as used."""
+        cache = self._caches.get(id)
+        if cache is not None:
+            cache.used_at = time.monotonic()
+        return cache
 
     def _of(self, collection: CollectionEntry) -> VectorCache:
         cache = self._caches.get(collection.id)

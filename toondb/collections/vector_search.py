@@ -16,7 +16,7 @@ from toondb_protocol.keys import prefix_end
 
 from .catalog import CollectionEntry
 from .documents import metadata_of, own_ids, read_all, read_many, scan
-from .exact import Hit, Query, by_distance, nearest_of, ranked
+from .exact import Hit, Query, nearest_of
 from .given import Filter
 from .vector_cache import VectorCache
 
@@ -60,18 +60,22 @@ def search_vectors(
         found = cache.nearest(query.prepared, k + surplus, ef, allowed)
     if different:
         found = [known for known in found if known.id not in different]
-    candidates: list[tuple[str, bytes]] = []
+    ids: list[str] = []
+    values: list[bytes] = []
     for known, stored in zip(found, read_all(view, collection, [known.id for known in found]), strict=True):
         if stored is None or stored[0] != known.lsn or (filter and not filter.matches(metadata_of(stored[1]))):
             return None  # it disagrees with the store, which is right
-        candidates.append((known.id, stored[1]))
+        ids.append(known.id)
+        values.append(stored[1])
     prefix = collection.prefix
     view.note_range(prefix, prefix_end(prefix), Space.DOCUMENTS)
-    hits = ranked(candidates, query, name, k)
+    hits = query.ranked(ids, values, k) if name is None else None
+    if hits is None:
+        hits = nearest_of(zip(ids, values, strict=True), query, name, None, k)
     if not different:
         return hits
     others = ((id, value) for id, _, value in read_many(view, collection, list(different)))
-    return heapq.nsmallest(k, [*hits, *nearest_of(others, query, name, filter, k)], key=by_distance)
+    return heapq.nsmallest(k, [*hits, *nearest_of(others, query, name, filter, k)])
 
 
 def _different(view: Transaction, cache: VectorCache, collection: CollectionEntry) -> dict[str, None] | None:
