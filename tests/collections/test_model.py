@@ -14,7 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.collections.brute import distances
 from toondb import Database
-from toondb.collections import exact, multi_vector, operations, vector_cache, vector_caches, vector_search
+from toondb.collections import (
+    exact,
+    known_filters,
+    multi_vector,
+    operations,
+    vector_cache,
+    vector_caches,
+    vector_search,
+)
 from toondb.engine import document_log
 from toondb.filters import compile_filter
 from toondb.vector import tail
@@ -232,7 +240,8 @@ class SmallLimitsMachine(CollectionMachine):
     LIMITS: ClassVar[dict[Any, dict[str, int]]] = {
         document_log: {"_KEPT_AT_LEAST": 4, "_KEPT_PER_DOCUMENT": 1, "_TRIMMED_AT_LEAST": 1, "_PART_BYTES": 4},
         tail: {"TAIL_ROWS": 4},
-        vector_cache: {"_ROWS_AT_ONCE": 3, "_KNOWN_FILTERS": 2, "_SCAN_ROWS": 2},
+        vector_cache: {"_ROWS_AT_ONCE": 3, "_SCAN_ROWS": 2},
+        known_filters: {"_MOST_FILTERS": 2, "_MOST_FIELDS": 1, "_PAIRS_AT_LEAST": 4, "_PAIRS_PER_LABEL": 2},
         vector_caches: {"_AT_ONCE": 2, "_MOST_EXACT": 5, "_SAVED_FROM": 1, "_SAVE_AFTER": 6},
         vector_search: {"MOST_DIFFERENT": 3},
         exact: {"_ROWS": 2},

@@ -19,6 +19,8 @@ from toondb_protocol.errors import DimensionMismatchError, ValidationError
 from toondb_protocol.search import check_name
 from toondb_protocol.vectors import MAX_DIMENSION
 
+from .field_index import Required, required_by
+
 __all__ = ["Filter", "Given", "Vectors"]
 
 MAX_K = 100_000
@@ -32,10 +34,12 @@ class Filter(NamedTuple):
     Attributes:
         key: The same for the same filter.
         matches: Whether metadata meets it.
+        required: What it demands by equality.
     """
 
     key: bytes
     matches: Predicate
+    required: Required = Required({}, alone=False)
 
 
 class Vectors(NamedTuple):
@@ -177,7 +181,7 @@ class Given:
         if value is None:
             return None
         matches = compile_filter(value)
-        return Filter(_key_of(value), matches)
+        return Filter(_key_of(value), matches, required_by(value))
 
 
 MAX_NAMED = 1024

@@ -12,8 +12,7 @@ one after the other.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, NamedTuple
@@ -33,8 +32,9 @@ from toondb_protocol.record import HEADER_SIZE, decode_lsn
 from toondb_protocol.search import CollectionConfig, DistanceMetric
 
 from .catalog import CollectionEntry
-from .documents import metadata_of, vectors_of
+from .documents import vectors_of
 from .given import Filter
+from .known_filters import KnownFilters, Met
 from .label_set import LabelSet, common
 
 __all__ = ["Known", "VectorCache", "is_half"]
@@ -42,7 +42,6 @@ __all__ = ["Known", "VectorCache", "is_half"]
 _ROWS_AT_ONCE = 1024
 """Searches wait while so many rows are added."""
 
-_KNOWN_FILTERS = 16
 _FLOAT_SIZE = _LINK_SIZE = 4
 _HALF_SIZE = 2
 _BYTES_PER_LABEL = 500
@@ -85,6 +84,37 @@ class _Change(NamedTuple):
     value: bytes
 
 
+class _Reading:
+    """Documents of a snapshot that are in a cache as they are in the store.
+
+    Args:
+        snapshot: The snapshot.
+        collection: Their collection.
+        known: What the cache knows, by id.
+    """
+
+    def __init__(self, snapshot: Snapshot, collection: CollectionEntry, known: Mapping[str, Known]) -> None:
+        self._snapshot = snapshot
+        self._collection = collection
+        self._known = known
+
+    def all(self) -> Iterator[tuple[Known, bytes]]:
+        """All of them, with their values."""
+        return self._as_known(documents_of(self._snapshot, self._collection))
+
+    def some(self, ids: Iterable[str]) -> Iterator[tuple[Known, bytes]]:
+        """Those of some ids, with their values."""
+        prefix = self._collection.prefix
+        raws = ((id, self._snapshot.record(Space.DOCUMENTS, prefix + id.encode())) for id in ids)
+        return self._as_known((id, decode_lsn(raw), raw[HEADER_SIZE:]) for id, raw in raws if raw is not None)
+
+    def _as_known(self, documents: Iterable[tuple[str, int, bytes]]) -> Iterator[tuple[Known, bytes]]:
+        for id, lsn, value in documents:
+            known = self._known.get(id)
+            if known is not None and known.lsn == lsn:
+                yield known, value
+
+
 class VectorCache:
     """The vectors of a collection. Searches run side by side, changes one at a time.
 
@@ -119,7 +149,7 @@ class VectorCache:
         self._documents: dict[str, Known] = {}
         self._owners: dict[int, Known] = {}
         self._names: dict[str | None, LabelSet] = {}
-        self._filters: OrderedDict[bytes, tuple[Filter, LabelSet]] = OrderedDict()
+        self._filters = KnownFilters()
 
     def __len__(self) -> int:
         """The number of documents with vectors."""
@@ -130,7 +160,7 @@ class VectorCache:
         """About how many bytes of memory it takes."""
         hnsw = self.hnsw
         row = (_HALF_SIZE if hnsw.half else _FLOAT_SIZE) * hnsw.dimension
-        return len(self._owners) * (row + _LINK_SIZE * 2 * hnsw.m + _BYTES_PER_LABEL)
+        return len(self._owners) * (row + _LINK_SIZE * 2 * hnsw.m + _BYTES_PER_LABEL) + self._filters.size
 
     def reading(self) -> AbstractContextManager[None]:
         """Inside, nothing changes."""
@@ -253,13 +283,14 @@ class VectorCache:
 
     def _write(self, added: list[tuple[_Change, list[str | None]]], rows: Floats) -> None:
         # What can fail comes before anything is changed: a damaged record, a filter.
-        meets = [self._filters_met_by(change) if names and self._filters else [] for change, names in added]
+        meets = [self._filters.met_by(change.value) if names else None for change, names in added]
         with self._lock.writing():
             labels = np.arange(self.next_label, self.next_label + len(rows), dtype=np.int64)
             self.hnsw.add(labels, rows, aside=True)
-            for (change, names), matching in zip(added, meets, strict=True):
+            noted: list[tuple[Met, range]] = []
+            for (change, names), met in zip(added, meets, strict=True):
                 self._forget(change.id)
-                if not names:
+                if met is None:
                     continue
                 known = Known(change.id, change.lsn, self.next_label, len(names))
                 self.next_label += len(names)
@@ -269,14 +300,9 @@ class VectorCache:
                     if name not in self._names:
                         self._names[name] = LabelSet()
                     self._names[name].add((label,))
-                for labels_of_filter in matching:
-                    labels_of_filter.add(known.labels)
+                noted.append((met, known.labels))
+            self._filters.add(noted, len(self._owners))
             self.unsaved += len(added)
-
-    def _filters_met_by(self, change: _Change) -> list[LabelSet]:
-        metadata = metadata_of(change.value)
-        # A list: searches move the ones that they use to the end meanwhile.
-        return [matching for filter, matching in list(self._filters.values()) if filter.matches(metadata)]
 
     def _forget(self, id: str) -> None:
         known = self._documents.pop(id, None)
@@ -289,31 +315,24 @@ class VectorCache:
             self._names[name].remove(known.labels)
             if not self._names[name]:
                 del self._names[name]
-        for _, matching in self._filters.values():
-            matching.remove(known.labels)
+        self._filters.remove(known.labels)
 
     # Filters
 
     def knows(self, filter: Filter) -> bool:
         """Whether the labels of a filter are known."""
-        return filter.key in self._filters
+        return filter in self._filters
 
     def learn(self, filter: Filter, snapshot: Snapshot) -> None:
         """Find the labels of a filter; ``snapshot`` is what the cache reflects. By who holds ``updating``."""
-        if self.knows(filter):
+        if filter in self._filters:
             return
-        labels: list[int] = []
-        for id, lsn, value in documents_of(snapshot, self.collection):
-            known = self._documents.get(id)
-            if known is not None and known.lsn == lsn and filter.matches(metadata_of(value)):
-                labels += known.labels
-        uninterrupted(lambda: self._keep(filter, LabelSet(labels)))
+        labels = self._filters.find(filter, self._owners, _Reading(snapshot, self.collection, self._documents))
+        uninterrupted(lambda: self._keep(filter, labels))
 
     def _keep(self, filter: Filter, labels: LabelSet) -> None:
         with self._lock.writing():
-            self._filters[filter.key] = (filter, labels)
-            while len(self._filters) > _KNOWN_FILTERS:
-                self._filters.popitem(last=False)
+            self._filters.keep(filter, labels)
 
     # Searches. Inside reading().
 
@@ -325,11 +344,9 @@ class VectorCache:
         """The labels that a search may answer (None = all), and whether the filter is known here."""
         matching: Labels | None = None
         if filter is not None:
-            found = self._filters.get(filter.key)
-            if found is None:
+            matching = self._filters.labels(filter)
+            if matching is None:
                 return None, False
-            matching = found[1].array()
-            self._filters.move_to_end(filter.key)
         named = self._names.get(name)
         if named is None:
             return np.empty(0, np.int64), True

@@ -50,8 +50,16 @@ class RowTable:
             found = np.where(keys[at] == hashes, positions[at], found)
         return found
 
+    def all(self, hashed: np.uint64) -> Labels:
+        """The positions of all rows with a hash."""
+        found = [
+            positions[np.searchsorted(keys, hashed, "left") : np.searchsorted(keys, hashed, "right")]
+            for keys, positions in self._runs
+        ]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
     def add(self, hashes: Hashes, positions: Labels) -> None:
-        """Remember rows. Of rows with the same hash any is found."""
+        """Remember rows. Of rows with the same hash :meth:`find` finds any."""
         if not len(hashes):
             return
         run = _sorted(hashes, positions)
