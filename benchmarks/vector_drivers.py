@@ -7,6 +7,8 @@ Operations:
     buckets, which is a filter.
 ``search-new*EF*N``
     The same with a filter that was never asked for before.
+``search-new-equal*EF*N``
+    The same with one that names the buckets: equality of a field, which was asked for before with other values.
 ``hybrid``, ``hybrid-short``, ``words``
     A search by vector and eight words, by vector and three words, and by eight words alone.
 ``insert``, ``insert-searched``, ``insert-words``
@@ -190,6 +192,12 @@ class _CollectionDriver(_Searcher):
             search, new = self._texts().vector_search, self._new
             return lambda query: search(
                 queries[query], K, {"bucket": {"$lt": buckets}, "number": {"$gte": -next(new)}}, ef_search=ef
+            )
+        if name == "search-new-equal":
+            ef, buckets = numbers
+            search, new, wanted = self._texts().vector_search, self._new, list(range(buckets))
+            return lambda query: search(
+                queries[query], K, {"bucket": {"$in": wanted}, "number": {"$gte": -next(new)}}, ef_search=ef
             )
         if name in ("hybrid", "hybrid-short"):
             both = self._texts().hybrid_search

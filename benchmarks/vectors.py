@@ -91,11 +91,14 @@ def _filter() -> Row:
         for who in (EMBEDDED, IPC, FAISS)
         for buckets, text in _SELECTIVITY.items()
     ]
-    new = _cell(EMBEDDED, f"search-new*{_EF}*10", "1 %, a new filter each time")
+    new = [
+        _cell(EMBEDDED, f"search-new*{_EF}*10", "1 %, a new filter each time"),
+        _cell(EMBEDDED, f"search-new-equal*{_EF}*10", "1 %, a new filter by equality each time"),
+    ]
     return Row(
         "vector-filter",
         "Search with a filter, by how many documents it lets through",
-        (*cells, new),
+        (*cells, *new),
         tuple(
             Target(f"recall@10, a filter that lets {text} through, {who}", f"{who}, {text}", 0.95, recall=True)
             for who in (EMBEDDED, IPC)
