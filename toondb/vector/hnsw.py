@@ -18,6 +18,7 @@ from toondb_protocol.arguments import shown
 from toondb_protocol.errors import ValidationError
 
 from .graph import Found, Graph, ascending, by_distance, faiss_metric, graph_index
+from .linking import MOST_BEFORE
 from .metrics import (
     DEFAULT_EF_CONSTRUCTION,
     DEFAULT_EF_SEARCH,
@@ -232,10 +233,13 @@ class HnswIndex:
             with self.reading():
                 labels, rows = self._tail.living()
                 graph = self._graph.copy()
-            for start in range(0, len(labels), CHUNK_ROWS):
+            start = 0
+            while start < len(labels):
                 if cancelled():
                     return False
-                graph.add(labels[start : start + CHUNK_ROWS], rows[start : start + CHUNK_ROWS], self.threads)
+                part = slice(start, start + _step(graph.nodes))
+                graph.add(labels[part], rows[part], self.threads)
+                start = part.stop
             graph.settle()
             with self.writing():
                 for label in self._removed:
@@ -265,12 +269,15 @@ class HnswIndex:
             with self.reading():
                 missing = self._graph.living_labels()
             while len(missing):
-                for start in range(0, len(missing), CHUNK_ROWS):
+                start = 0
+                while start < len(missing):
                     if cancelled():
                         return False
+                    part = slice(start, start + _step(fresh.nodes))
                     with self.reading():
-                        labels, rows = self._graph.rows(missing[start : start + CHUNK_ROWS])
+                        labels, rows = self._graph.rows(missing[part])
                     fresh.add(labels, rows, self.threads)
+                    start = part.stop
                 with self.reading():
                     missing = np.setdiff1d(self._graph.living_labels(), fresh.living_labels(), assume_unique=True)
                 if len(missing) <= CHUNK_ROWS:
@@ -355,6 +362,11 @@ class HnswIndex:
 
     def _new_tail(self) -> Tail:
         return Tail(self.dimension, self.metric, faiss_metric(self.metric))
+
+
+def _step(nodes: int) -> int:
+    """Rows that are added at a time to a graph that nobody else uses; few of them are not linked roughly to many."""
+    return max(CHUNK_ROWS, nodes // MOST_BEFORE)
 
 
 _indexes: weakref.WeakSet[HnswIndex] = weakref.WeakSet()
