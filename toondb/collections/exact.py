@@ -51,12 +51,15 @@ class Query:
         dimension = len(vector)
         self.beginning = beginning_of_one(dimension)
         self.end = len(self.beginning) + _FLOAT_SIZE * dimension
-        self._wide = wide = vector.astype(np.float64)
-        self._square = square = float(wide.dot(wide))
-        if metric is Metric.COSINE and _LEAST <= square <= _MOST:  # which NaN is not, nor infinity
+        # Of all ways to take this product in NumPy, this one gives no warning for NaN and infinity.
+        if metric is Metric.COSINE and _LEAST <= np.vdot(vector, vector) <= _MOST:
+            self._wide = wide = vector.astype(np.float64)
+            self._square = square = float(wide.dot(wide))
             self.prepared = (wide * (1.0 / math.sqrt(square))).astype(np.float32)[np.newaxis]
         else:
             self.prepared = stored_vector(vector, dimension, metric, "the query vector")
+            self._wide = wide = vector.astype(np.float64)
+            self._square = float(wide.dot(wide))
 
     def distances(self, vectors: Sequence[bytes]) -> list[float]:
         """The distances of vectors as they are stored in documents, in double precision.
