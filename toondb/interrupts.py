@@ -11,7 +11,7 @@ from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["finished"]
+__all__ = ["Event", "finished"]
 
 T = TypeVar("T")
 
@@ -91,3 +91,32 @@ class _Job(Generic[T]):
             result = self._results.pop()
             if self._undo is not None:
                 self._undo(result)
+
+
+class Event:
+    """Something that happens once, and that one thread waits for.
+
+    A ``threading.Event`` is Python code around a lock. Ctrl-C in its ``wait`` may leave that lock taken, so that the
+    thread that would tell of the event, and all that wait for that one, wait for ever.
+    """
+
+    __slots__ = ("_happened", "_lock")
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._lock = allocate_lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """It has happened. Idempotent."""
+        self._happened = True
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # nobody has waited since the last time
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it happens, or for so long; answers whether it has."""
+        if not self._happened:
+            self._lock.acquire(timeout=-1 if seconds is None else seconds)
+        return self._happened

@@ -83,11 +83,14 @@ class SyncConnection:
         timeout: Seconds that one call may take.
         deadline: ``time.monotonic()`` until which connecting and the hello may take.
 
+    Attributes:
+        slot: What its pool counts it by.
+
     Raises:
         ConnectionError, OperationTimeoutError, ProtocolError: No ToonDB server answered.
     """
 
-    __slots__ = ("_cap", "_core", "_poll", "_timeout", "hello", "sock")
+    __slots__ = ("_cap", "_core", "_poll", "_timeout", "hello", "slot", "sock")
 
     def __init__(self, path: str, timeout: float, deadline: float) -> None:
         if len(os.fsencode(path)) > MAX_PATH:
@@ -96,6 +99,7 @@ class SyncConnection:
                 remediation="Use a shorter or a relative path.",
             )
         self._core = ClientCore()
+        self.slot: object = None
         self._timeout = timeout
         self._poll: Any = None
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
 import warnings
 import weakref
@@ -31,6 +30,7 @@ from toondb_protocol.errors import (
 )
 from toondb_protocol.hello import ServerHello
 from toondb_protocol.keys import KeyLike, as_prefix, prefix_end
+from toondb_protocol.own_lock import OwnLock
 from toondb_protocol.rows import Row
 
 from . import calls, forks
@@ -334,10 +334,14 @@ class IpcClient(SyncStore):
         call = calls.begin(str(isolation), read_only=read_only)
         reply, connection = self._hold(lambda c: c.roundtrip(call.frame), retry=True)
         try:
-            return Transaction(self._pool, connection, call.decode(reply))
-        except BaseException:
+            transaction_id = call.decode(reply)
+        except ToonDBError:
             self._pool.release(connection)
             raise
+        except BaseException:
+            self._pool.discard(connection)  # the server has begun it
+            raise
+        return Transaction(self._pool, connection, transaction_id)
 
     transaction = begin_transaction
 
@@ -450,12 +454,13 @@ class Transaction(SyncStore):
 
     def __init__(self, pool: SyncPool, connection: SyncConnection, transaction_id: int) -> None:
         self._pool = pool
-        self._connection: SyncConnection | None = connection
         self._txn = transaction_id
         self._generation = forks.generation()
-        self._lock = threading.Lock()
+        self._lock = OwnLock()
         self._ended = ""
         self._failure = ""
+        # Last: who has it gives it back, also when Ctrl-C cuts this short.
+        self._connection: SyncConnection | None = connection
         self._open[id(pool), transaction_id] = self
 
     @classmethod
@@ -496,10 +501,13 @@ class Transaction(SyncStore):
     def _max_frame(self) -> int:
         return self._check().hello.max_frame
 
-    def _check_process(self) -> None:
+    def _check_caller(self) -> None:
         # Before the lock, which a thread of the parent may have held.
         if self._generation != forks.generation():
             raise ForkedProcessError("this transaction was begun by the parent process.")
+        if self._lock.mine:
+            # In a signal handler or finalizer: its reply would be taken for that of the call.
+            raise TransactionError("a transaction cannot be used inside a call of it.")
 
     def _check(self) -> SyncConnection:
         if self._connection is None:
@@ -509,8 +517,8 @@ class Transaction(SyncStore):
         return self._connection
 
     def _exchange(self, frames: list[bytes]) -> list[ReplyFrame]:
-        self._check_process()
-        with self._lock:
+        self._check_caller()
+        with self._lock.held:
             connection = self._check()
             try:
                 if len(frames) == 1:
@@ -556,15 +564,14 @@ class Transaction(SyncStore):
     def _close_cursor(self, cursor: int) -> None:
         # This may run in the garbage collector, in the middle of a call of this very transaction. The cursor
         # then waits for the end of the transaction, which drops it.
-        if not self._lock.acquire(blocking=False):
-            return
-        try:
-            if self._connection is not None:
-                self._connection.roundtrip(calls.scan_close(self._txn, cursor).frame)
-        except (ToonDBError, LostBeforeSending):
-            self._end("lost")
-        finally:
-            self._lock.release()
+        def close() -> None:
+            try:
+                if self._connection is not None:
+                    self._connection.roundtrip(calls.scan_close(self._txn, cursor).frame)
+            except (ToonDBError, LostBeforeSending):
+                self._end("lost")
+
+        self._lock.if_free(close)
 
     def pipeline(self) -> Pipeline:
         """Gather requests inside this transaction and send them together."""
@@ -580,8 +587,8 @@ class Transaction(SyncStore):
             TransactionConflictError: Another transaction committed first; nothing of this one was applied.
             TransactionOutcomeUnknownError: The server was lost before it answered.
         """
-        self._check_process()
-        with self._lock:
+        self._check_caller()
+        with self._lock.held:
             connection = self._check()
             call = calls.commit(self._txn)
             try:
@@ -607,8 +614,8 @@ class Transaction(SyncStore):
 
     def abort(self) -> None:
         """End it without applying anything. No error when it was aborted already."""
-        self._check_process()
-        with self._lock:
+        self._check_caller()
+        with self._lock.held:
             if self._connection is None and self._ended != "committed":
                 return
             connection = self._check()

@@ -1,9 +1,18 @@
-"""The pool of a sync client: connections that are made on demand and given out to one user at a time."""
+"""The pool of a sync client: connections that are made on demand and given out to one user at a time.
+
+Ctrl-C may cut the main thread between any two steps, here and in what uses a connection. So nothing is counted up and
+down: a slot is an object that goes with its connection, and is free again when nobody has it any more. And there is no
+``threading.Condition``: that is Python code which, cut in the middle, leaves its lock taken. To enter a lock of the
+interpreter with ``with``, or to take from its queue, is one step.
+"""
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+import weakref
+from queue import Empty, SimpleQueue
 
 from toondb_protocol.backoff import delays
 from toondb_protocol.errors import ConnectionError, DatabaseClosedError, PeerNotAllowedError, PoolTimeoutError
@@ -12,6 +21,18 @@ from . import forks
 from .connection import SyncConnection
 
 __all__ = ["SyncPool"]
+
+_LOOK_SECONDS = 0.25
+"""Who waits looks again by itself after so long: a user that was cut by Ctrl-C tells nobody."""
+
+
+class _Slot:
+    """The right to one connection. It is held by who makes the connection, and then by that."""
+
+    __slots__ = ("__weakref__", "socket")
+
+    def __init__(self) -> None:
+        self.socket: socket.socket | None = None
 
 
 class SyncPool:
@@ -30,30 +51,29 @@ class SyncPool:
         self.max_connections = max_connections
         self.reconnect_timeout = reconnect_timeout
         self.closed = False
-        self._idle: list[SyncConnection] = []
-        self._all: set[SyncConnection] = set()
-        self._slots = max_connections
-        self._waiting = 0
-        self._changed = threading.Condition()
+        self._begin()
         forks.reset_in_child(self)
+
+    def _begin(self) -> None:
+        self._idle: list[SyncConnection] = []
+        self._slots: set[weakref.ref[_Slot]] = set()
+        self._taking_slot = threading.Lock()
+        # Who waits, and what wakes them up.
+        self._waiting: set[object] = set()
+        self._wakes: SimpleQueue[None] = SimpleQueue()
 
     def _reset_in_child(self) -> None:
         """In a forked child: close the inherited descriptors (the parent's stay open) and start afresh."""
-        for connection in self._all:
-            connection.close()
-        self._idle = []
-        self._all = set()
-        self._slots = self.max_connections
-        self._waiting = 0
-        self._changed = threading.Condition()
+        for reference in list(self._slots):
+            slot = reference()
+            if slot is not None and slot.socket is not None:
+                slot.socket.close()
+        self._begin()
 
     def first(self) -> SyncConnection:
         """Connect now, without trying again: a wrong path must fail at once."""
-        connection = SyncConnection(self.path, self.timeout, time.monotonic() + self.timeout)
-        with self._changed:
-            self._slots -= 1
-            self._all.add(connection)
-        return connection
+        slot = self._take_slot()
+        return self._with_slot(SyncConnection(self.path, self.timeout, time.monotonic() + self.timeout), slot)
 
     def acquire(self, deadline: float) -> SyncConnection:
         """A connection for the caller alone.
@@ -67,37 +87,60 @@ class SyncPool:
             return self._idle.pop()
         except IndexError:
             pass
-        with self._changed:
-            self._waiting += 1
-            try:
-                while True:
-                    if self.closed:
-                        raise DatabaseClosedError("the client is closed.", remediation="Connect again.")
-                    if self._idle:
-                        return self._idle.pop()
-                    if self._slots > 0:
-                        self._slots -= 1
-                        break
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        raise PoolTimeoutError(
-                            f"all {self.max_connections} connections stayed in use for {self.timeout:g} s."
-                        )
-                    # Woken or late, look again: a wake-up that comes with the deadline must not be lost.
-                    self._changed.wait(left)
-            except BaseException:
-                self._changed.notify()  # the wake-up may have been meant for this caller, which leaves
-                raise
-            finally:
-                self._waiting -= 1
+        waiting = object()
         try:
-            connection = self._connect(deadline)
+            # Before it looks: what is given back from now on wakes it up.
+            self._waiting.add(waiting)
+            while True:
+                if self.closed:
+                    raise DatabaseClosedError("the client is closed.", remediation="Connect again.")
+                try:
+                    return self._idle.pop()
+                except IndexError:
+                    slot = self._take_slot()
+                if slot is not None:
+                    break
+                self._wait(deadline)
         except BaseException:
-            self._free_slot()
+            self._wake_one()  # the wake-up may have been meant for this caller, which leaves
             raise
-        with self._changed:
-            self._all.add(connection)
+        finally:
+            self._waiting.discard(waiting)
+        try:
+            return self._with_slot(self._connect(deadline), slot)
+        except BaseException:
+            del slot  # also when the error, which knows this frame, is kept
+            self._wake_one()
+            raise
+
+    def _take_slot(self) -> _Slot | None:
+        with self._taking_slot:
+            if len(self._slots) >= self.max_connections:
+                return None
+            slot = _Slot()
+            self._slots.add(weakref.ref(slot, self._slots.discard))
+            return slot
+
+    def _with_slot(self, connection: SyncConnection, slot: _Slot | None) -> SyncConnection:
+        if slot is not None:
+            slot.socket = connection.sock
+            connection.slot = slot
         return connection
+
+    def _wait(self, deadline: float) -> None:
+        """Wait until there may be a connection, or a slot for one."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise PoolTimeoutError(f"all {self.max_connections} connections stayed in use for {self.timeout:g} s.")
+        try:
+            self._wakes.get(timeout=min(left, _LOOK_SECONDS))
+        except Empty:
+            pass
+
+    def _wake_one(self) -> None:
+        # No more than there are callers to wake up: one that came too late for its own is not waited for.
+        if self._wakes.qsize() < len(self._waiting):
+            self._wakes.put(None)
 
     def _connect(self, deadline: float) -> SyncConnection:
         give_up = min(deadline, time.monotonic() + self.reconnect_timeout)
@@ -122,8 +165,7 @@ class SyncPool:
         if self.closed:
             self.drop_idle()
         elif self._waiting:
-            with self._changed:
-                self._changed.notify()
+            self._wake_one()
 
     def give_back(self, connection: SyncConnection) -> None:
         """Release a connection that is clean and open, discard it otherwise."""
@@ -133,13 +175,10 @@ class SyncPool:
             self.release(connection)
 
     def discard(self, connection: SyncConnection) -> None:
-        """Close a connection whose state is unknown; a late reply must never answer another call."""
+        """Close a connection whose state is unknown; a late reply must never answer another call. Idempotent."""
         connection.close()
-        with self._changed:
-            known = connection in self._all
-            self._all.discard(connection)
-        if known:
-            self._free_slot()
+        connection.slot = None
+        self._wake_one()
 
     def drop_idle(self) -> None:
         """Close all idle connections: the server they led to is gone."""
@@ -149,14 +188,9 @@ class SyncPool:
             except IndexError:
                 return
 
-    def _free_slot(self) -> None:
-        with self._changed:
-            self._slots += 1
-            self._changed.notify()
-
     def close(self) -> None:
         """Close idle connections; the others close when they are given back. Idempotent."""
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
+        self.closed = True
+        for _ in list(self._waiting):
+            self._wakes.put(None)
         self.drop_idle()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from toondb_protocol.opcodes import Reply
 
 from .document_writes import DOCUMENT_WRITES, LONGEST_SMALL, DocumentWrite, is_small
 from .parts import Parts
-from .requests import Result, boolean, end_stream, find_transaction, only, uint
+from .requests import Result, boolean, end_stream, only, sql_transaction, uint
 from .workers import Last, Steps, Task
 
 if TYPE_CHECKING:
@@ -38,17 +37,13 @@ def operation_job(session: Session, transaction_id: int, body: dict[str, Any]) -
     operation: str = body["op"]
     if operation not in OPERATIONS:
         raise ValidationError(f"the operation {operation!r:.60} is unknown; known: {', '.join(OPERATIONS)}.")
-    transaction = find_transaction(session, transaction_id) if transaction_id else None
-    if transaction is not None:
-        transaction.snapshot.touched_at = time.monotonic()
+    transaction = sql_transaction(session, transaction_id) if transaction_id else None
     gathered = Parts.following(before, "operation", operation, transaction_id, uint(body, "part"))
     gathered.add(body.get("args", b""), session.engine.options.max_transaction_bytes, "arguments")
     if boolean(body, "more", default=False):
         session.parts["operation"] = gathered
+        session.view = None  # nothing runs yet that uses it
         return end_stream({"rows": 0})
-    if transaction is not None:
-        session.view = transaction.snapshot
-        session.uses_sql = True  # a text is indexed in pages that its commit has to write
     server = session.server
     collections = server.collections.opened
     if transaction is None and operation in DOCUMENT_WRITES and collections is not None:

@@ -149,7 +149,10 @@ def find_transaction(session: Session, transaction_id: int) -> Transaction:
 
 
 def sql_transaction(session: Session, transaction_id: int) -> Transaction:
-    """The open transaction of that id of a connection, for a request that runs in SQL on a worker thread."""
+    """The open transaction of that id of a connection, for a request of SQL or of collections.
+
+    Collections have their texts in SQL pages: a search in them makes the transaction one of SQL, too.
+    """
     transaction = find_transaction(session, transaction_id)
     session.uses_sql = True
     session.view = transaction.snapshot

@@ -101,7 +101,7 @@ def test_a_waiter_gets_what_is_given_back(server: Daemon) -> None:
         threads = [threading.Thread(target=lambda: results.append(client.get("a"))) for _ in range(5)]
         for thread in threads:
             thread.start()
-        until(lambda: client._pool._waiting == 5, "all wait")
+        until(lambda: len(client._pool._waiting) == 5, "all wait")
         transaction.commit()
         for thread in threads:
             thread.join()
@@ -122,7 +122,7 @@ def test_closing_ends_the_waiting(server: Daemon) -> None:
     threads = [threading.Thread(target=wait) for _ in range(3)]
     for thread in threads:
         thread.start()
-    until(lambda: client._pool._waiting == 3, "all wait")
+    until(lambda: len(client._pool._waiting) == 3, "all wait")
     client.close()
     for thread in threads:
         thread.join()

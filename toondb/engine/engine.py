@@ -13,6 +13,7 @@ from typing import Any
 
 import lmdb
 
+from toondb.interrupts import Event
 from toondb_protocol.changes import Change
 from toondb_protocol.errors import (
     DatabaseClosedError,
@@ -403,9 +404,7 @@ class Engine:
         """End a transaction that wrote nothing; None when it did write."""
         if transaction.dirty:
             return None
-        transaction.start_commit()
-        lsn = transaction.snapshot.lsn
-        transaction.committed(lsn)
+        lsn = transaction.end_unwritten()
         self._forget(transaction)
         return lsn
 
@@ -475,7 +474,7 @@ class Engine:
 
     def _write(self, units: list[Unit], on_done: Callable[[WriteRequest], None]) -> list[int | ToonDBError]:
         self.check_open()
-        done = threading.Event()
+        done = Event()
 
         def finish(request: WriteRequest) -> None:
             try:

@@ -369,6 +369,18 @@ class Transaction:
             self.check_active()
             self.state = State.COMMITTING
 
+    def end_unwritten(self) -> int:
+        """Commit it without a writer, which has nothing to do for it; the LSN that it saw.
+
+        Raises:
+            TransactionError: It is over, or being committed.
+        """
+        # In one step: Ctrl-C between two of them would leave it in the middle of a commit that nobody makes.
+        lsn = self.snapshot.lsn
+        if not self._end(State.ACTIVE, State.COMMITTED, None, lsn):
+            self.check_active()
+        return lsn
+
     def committed(self, lsn: int) -> bool:
         """Note that the writer applied it as commit ``lsn``; whether this call ended it."""
         return self._end(State.COMMITTING, State.COMMITTED, None, lsn)

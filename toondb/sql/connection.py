@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import re
 import sys
@@ -37,6 +36,7 @@ Bindings: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 
 _CACHE_KIB = 32 * 1024
 _STEPS_BETWEEN_LOOKS = 20_000
+_ANY_CHANGES = -1
 _MAY_KEEP_PART = re.compile(r"\bfail\b", re.IGNORECASE)
 
 
@@ -98,6 +98,8 @@ class SqlConnection:
         self._row_id = 0
         self._first_run = False
         self._guards = self._guarded = self._keeps_part = False
+        # The count of all changes when what may have to be undone began; None = there is nothing of the kind.
+        self._unsettled: int | None = None
         self._own_snapshot: Snapshot | None = None
         self._mark: object = None
         self._db = apsw.Connection(name, vfs=vfs_name(), statementcachesize=256)
@@ -125,6 +127,7 @@ class SqlConnection:
         self._own_snapshot = snapshot if transaction is None else None
         self._mark = mark
         self._clock.halted = False
+        self._unsettled = None
         self.file.bind(snapshot, transaction)
         cookie = self.file.schema_cookie
         other_schema = cookie != self._cookie
@@ -179,6 +182,11 @@ class SqlConnection:
     def in_transaction(self) -> bool:
         """Whether SQLite has a transaction open."""
         return self._db.in_transaction
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether Ctrl-C has cut a statement so that it is neither whole nor undone."""
+        return self._unsettled is not None and self._unsettled != self._db.total_changes()
 
     @property
     def owes_keys(self) -> bool:
@@ -280,6 +288,9 @@ class SqlConnection:
         if not reading_only and (change := self._change(text)) is not None:
             return self._run_fired(change, text, bindings, in_transaction=in_transaction, seconds=seconds)
         before = self._db.total_changes()
+        outer = self._unsettled
+        if not reading_only and outer is None:
+            self._unsettled = before
         self._guarded = False
         self._guards = not reading_only
         self._keeps_part = _MAY_KEEP_PART.search(text) is not None
@@ -294,6 +305,7 @@ class SqlConnection:
             elif self._db.total_changes() != before:
                 # A constraint of the schema says FAIL: nothing less than all of it can be undone.
                 self.rollback()
+            self._unsettled = outer
             if not isinstance(error, Exception):
                 raise
             self._inserted(self._db.total_changes())
@@ -302,6 +314,7 @@ class SqlConnection:
             self._guards = False
         if self._guarded:
             self._own(f"RELEASE {OWN_SAVEPOINT}")
+        self._unsettled = outer
         if self._readonly:
             return Outcome(columns, rows, 0, 0)
         # To make a virtual table is to write rows of it.
@@ -379,22 +392,9 @@ class SqlConnection:
                 self._forget_schema()
         return Outcome([], [], self._db.total_changes() - before, self._inserted(before))
 
-    @contextlib.contextmanager
-    def _savepoint(self, *, script: bool = False) -> Iterator[None]:
+    def _savepoint(self, *, script: bool = False) -> _Savepoint:
         """Undo what the block did when it fails; in a ``script`` there may be other savepoints."""
-        self._own(f"SAVEPOINT {OWN_SAVEPOINT}")
-        before = self._policy.savepoints
-        if script:
-            # One from before must not be touched: that would take ours away.
-            self._policy.savepoints = []
-        try:
-            yield
-        except BaseException as error:
-            self._undo(error)
-            raise
-        finally:
-            self._policy.savepoints = before
-        self._own(f"RELEASE {OWN_SAVEPOINT}")
+        return _Savepoint(self, script)
 
     def _undo(self, error: BaseException) -> None:
         """Undo what was done since our savepoint."""
@@ -437,6 +437,8 @@ class SqlConnection:
             self._prepare(text, reading_only=False, in_transaction=True, seconds=seconds)
             self._policy.repeated = True
             runs = self._runs = RunCounter(self._db, one_by_one=self._foreign_keys)
+            # It removes itself, and when Ctrl-C then cuts it apsw looks at it once more, freed or not.
+            tracer = self._db.exec_trace
             try:
                 for _ in self._db.executemany(text, sequence):  # type: ignore[arg-type]
                     pass
@@ -444,6 +446,7 @@ class SqlConnection:
                 raise self._failed(error) from None
             finally:
                 self._db.exec_trace = None
+                del tracer
         return Outcome([], [], runs.affected(), self._inserted(before))
 
     # Statements that fire plugins
@@ -606,3 +609,34 @@ class SqlConnection:
         return failures.of_engine(
             error, refused=self._policy.refused, handled=self._handled, out_of_time=self._clock.over
         )
+
+
+class _Savepoint:
+    """What a block does is undone when it fails.
+
+    Not a generator: when Ctrl-C cuts it on the way into the block, it would go on whenever the collector meets it, and
+    undo what has nothing to do with it, or find the connection closed.
+    """
+
+    def __init__(self, connection: SqlConnection, script: bool) -> None:
+        self._connection = connection
+        self._script = script
+        self._before: list[str] | None = None
+
+    def __enter__(self) -> None:
+        connection = self._connection
+        connection._unsettled = _ANY_CHANGES
+        connection._own(f"SAVEPOINT {OWN_SAVEPOINT}")
+        self._before = connection._policy.savepoints
+        if self._script:
+            # One from before must not be touched: that would take ours away.
+            connection._policy.savepoints = []
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        connection = self._connection
+        connection._policy.savepoints = self._before
+        if error is not None:
+            connection._undo(error)
+        else:
+            connection._own(f"RELEASE {OWN_SAVEPOINT}")
+        connection._unsettled = None

@@ -24,6 +24,7 @@ from toondb_protocol.errors import (
     TransactionConflictError,
     TransactionError,
 )
+from toondb_protocol.own_lock import OwnLock
 from toondb_protocol.record import HEADER_SIZE
 
 from .cancel import cancelled_by, current_cancel
@@ -410,8 +411,7 @@ class SqlSession:
     def __init__(self, sql: SqlEngine, transaction: Transaction) -> None:
         self._sql = sql
         self._transaction = transaction
-        self._lock = threading.Lock()
-        self._runs_in = 0
+        self._lock = OwnLock()
         self._connection: SqlConnection | None = None
         self._streams: set[apsw.Cursor] = set()
         self._base_lsn = 0
@@ -447,14 +447,16 @@ class SqlSession:
             )
 
         def end(cursor: apsw.Cursor) -> None:
+            def close() -> None:
+                if cursor in self._streams:
+                    self._streams.discard(cursor)
+                    cursor.close(True)
+
             # Where a statement is running, perhaps below this very call, the end of the transaction closes it.
-            if self._lock.acquire(blocking=False):
-                try:
-                    if cursor in self._streams:
-                        self._streams.discard(cursor)
-                        cursor.close(True)
-                finally:
-                    self._release()
+            try:
+                self._lock.if_free(close)
+            finally:
+                self._tidy_up()
 
         with contextlib.suppress(WantsToWrite):
             return self.run(start)
@@ -484,12 +486,19 @@ class SqlSession:
 
     def run(self, action: Callable[[SqlConnection], T]) -> T:
         """Run something on the connection of this transaction."""
-        if self._runs_in == threading.get_ident():
+        if self._lock.mine:
             raise SqlError("a statement cannot be run inside another one of the same transaction.")
-        self._lock.acquire()
         try:
-            self._runs_in = threading.get_ident()
-            transaction = self._transaction
+            with self._lock.held:
+                return self._alone(action)
+        finally:
+            self._tidy_up()
+
+    def _alone(self, action: Callable[[SqlConnection], T]) -> T:
+        """Run something on the connection; the caller has the lock."""
+        transaction = self._transaction
+        try:
+            self._check_undone(None)
             transaction.check_active()
             if self._connection is None:
                 self._base_lsn = self._sql.lsn(transaction.snapshot)
@@ -514,19 +523,22 @@ class SqlSession:
             self._is_cut = self._is_cut or _cuts(error)
             self._check_undone(error)
             raise
-        finally:
-            self._runs_in = 0
-            self._release()
 
-    def _check_undone(self, error: BaseException) -> None:
-        """End the transaction when SQLite has undone more than the statement: one that writes and was interrupted."""
+    def _check_undone(self, error: BaseException | None) -> None:
+        """End the transaction when a statement that failed with ``error`` could not be undone alone.
+
+        SQLite undoes all of it when one that writes is interrupted; and Ctrl-C may cut the undoing, or this very check,
+        so that it is made again before the next one.
+        """
         connection, transaction = self._connection, self._transaction
         if isinstance(error, SqlInterruptedError) and self._end is not None:
             transaction.check_active()  # tells why
-        if connection is not None and not connection.in_transaction and transaction.state is State.ACTIVE:
+        if connection is None or transaction.state is not State.ACTIVE:
+            return
+        if not connection.in_transaction or connection.is_torn:
+            why = "it was interrupted" if error is None else str(error).rstrip(".") or type(error).__name__
             ended = TransactionError(
-                f"transaction {transaction.id} was aborted: a statement of it could not be undone alone "
-                f"({str(error).rstrip('.') or type(error).__name__}).",
+                f"transaction {transaction.id} was aborted: a statement of it could not be undone alone ({why}).",
                 remediation="Run it again.",
             )
             transaction.abort(ended)
@@ -548,14 +560,21 @@ class SqlSession:
 
     def flush(self) -> None:
         """Write SQLite's changes into the write set."""
-        if self._runs_in == threading.get_ident():
+        if self._lock.mine:
             raise SqlError("a transaction cannot be committed inside a statement of it.")
-        self._lock.acquire()
         try:
-            if self._connection is not None and self._connection.in_transaction:
-                self._connection.commit()
+            with self._lock.held:
+                connection = self._connection
+                try:
+                    self._check_undone(None)
+                    self._transaction.check_active()
+                    if connection is not None:
+                        connection.commit()
+                except BaseException as error:
+                    self._is_cut = self._is_cut or _cuts(error)
+                    raise
         finally:
-            self._release()
+            self._tidy_up()
 
     def ended(self, lsn: int | None) -> None:
         """The transaction is over. Never waits: the thread of a statement that is running is told, and tidies up."""
@@ -566,21 +585,18 @@ class SqlSession:
         connection = self._connection
         if connection is not None:
             connection.halt()
-        if self._lock.acquire(blocking=False):
-            self._release()
+        self._tidy_up()
 
-    def _release(self) -> None:
-        """Let others run; whoever is last at the end of the transaction gives the connection back."""
-        self._lock.release()
+    def _tidy_up(self) -> None:
+        """At the end of the transaction, whoever is last gives the connection back."""
         # Looked at when the lock is free: an end that found it taken has been noted before.
-        if self._end is None or not self._lock.acquire(blocking=False):
-            return
-        try:
-            connection, self._connection = self._connection, None
-            streams, self._streams = self._streams, set()
-        finally:
-            self._lock.release()
-        if connection is None:
+        if self._end is not None:
+            self._lock.if_free(self._give_back)
+
+    def _give_back(self) -> None:
+        connection, self._connection = self._connection, None
+        streams, self._streams = self._streams, set()
+        if connection is None or self._end is None:
             return
         for cursor in streams:
             cursor.close(True)

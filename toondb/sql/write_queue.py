@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from toondb.interrupts import finished
+from toondb.interrupts import Event, finished
 from toondb_protocol.errors import LockTimeoutError, SqlError
 
 __all__ = ["Patron", "Write", "WriteQueue"]
@@ -56,7 +56,7 @@ class Write(Generic[A, R]):
         self.done = self.leads = False
         # The thread that runs the turn that this one leads; 0 = none does yet.
         self.turn_of = 0
-        self.woken = threading.Event()
+        self.woken = Event()
 
 
 class WriteQueue(Generic[A, R]):
