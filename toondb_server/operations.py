@@ -76,20 +76,31 @@ def short_search(session: Session, payload: bytes) -> bytes | None:
     # As any request does, it ends what was sent in parts.
     session.parts.pop("operation", None)
     session.view = None
-    return b"".join(_replies(session, result))
+    packed: bytes = msgpack.packb(result)
+    size = _part_size(session)
+    rows = [_row(packed[at : at + size]) for at in range(0, len(packed), size)]
+    return b"".join(rows) + _end(len(rows))
 
 
 def _replies(session: Session, result: Any) -> Iterator[bytes]:
     """A result in frames. The end is in the last piece: a step more is a turn of the event loop more."""
     count = 0
     frames = b""
-    for part in _packed(result, min(_PART_BYTES, max(1, session.server.config.max_frame // 2))):
+    for part in _packed(result, _part_size(session)):
         if frames:
             yield frames
-        row: bytes = msgpack.packb([part])
-        frames = pack_header(Reply.ROW, len(row)) + row
+        frames = _row(part)
         count += 1
     yield Last(frames + _end(count))
+
+
+def _part_size(session: Session) -> int:
+    return min(_PART_BYTES, max(1, session.server.config.max_frame // 2))
+
+
+def _row(part: bytes) -> bytes:
+    row: bytes = msgpack.packb([part])
+    return pack_header(Reply.ROW, len(row)) + row
 
 
 @lru_cache(16)

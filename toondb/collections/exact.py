@@ -14,7 +14,10 @@ from toondb.vector.metrics import MAX_NORM, MIN_NORM, Floats, Metric, stored_vec
 from .documents import beginning_of_one, metadata_of, vectors_of
 from .given import Filter
 
-__all__ = ["Hit", "Query", "nearest_of", "score_of"]
+__all__ = ["FLOAT32", "Hit", "Query", "nearest_of", "score_of"]
+
+FLOAT32 = np.dtype("<f4")
+"""Of the vectors in documents and requests."""
 
 _ROWS = 2048
 _LEAST, _MOST = MIN_NORM * MIN_NORM, MAX_NORM * MAX_NORM
@@ -55,7 +58,7 @@ class Query:
         if metric is Metric.COSINE and _LEAST <= np.vdot(vector, vector) <= _MOST:
             self._wide = wide = vector.astype(np.float64)
             self._square = square = float(wide.dot(wide))
-            self.prepared = (wide * (1.0 / math.sqrt(square))).astype(np.float32)[np.newaxis]
+            self.prepared = (vector * np.float32(1.0 / math.sqrt(square)))[np.newaxis]
         else:
             self.prepared = stored_vector(vector, dimension, metric, "the query vector")
             self._wide = wide = vector.astype(np.float64)
@@ -66,7 +69,7 @@ class Query:
 
         One that has no direction (cosine) is infinitely far.
         """
-        rows = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), len(self._wide))
+        rows = np.frombuffer(b"".join(vectors), FLOAT32).reshape(len(vectors), len(self._wide))
         wide = rows.astype(np.float64)
         distances: list[float]
         if self.metric is Metric.COSINE:

@@ -23,7 +23,7 @@ from toondb_protocol.record import HEADER_SIZE, decode_lsn
 
 from .catalog import collection_named
 from .documents import DAMAGED
-from .exact import Query, score_of
+from .exact import FLOAT32, Query, score_of
 from .given import MAX_EF, MAX_K
 from .vector_cache import Known, VectorCache
 from .vector_caches import VectorCaches
@@ -144,7 +144,7 @@ def _search(view: View, cache: VectorCache, asked: _Asked) -> list[list[Any]] | 
     vector = asked.vector
     if len(vector) != _FLOAT_SIZE * cache.hnsw.dimension:
         return None
-    query = Query(np.frombuffer(vector, dtype="<f4"), cache.hnsw.metric)
+    query = Query(np.frombuffer(vector, FLOAT32), cache.hnsw.metric)
     with cache.reading():
         if not _is_near(cache, view):
             return None
