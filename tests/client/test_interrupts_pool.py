@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.server.raw import Raw, settled
-from tests.support.ctrl_c import cut_at_every_step, reported
+from tests.support.ctrl_c import cut_at_every_step, nothing_reported
 from tests.support.daemon import SECONDS, Daemon, child_environ
 from toondb_client import IpcClient
 from toondb_protocol.errors import PoolTimeoutError
@@ -26,11 +25,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """What was cut is closed by the collector, which says so; nothing else is reported."""
-    with warnings.catch_warnings(), reported() as errors:
-        warnings.simplefilter("ignore", ResourceWarning)
+    with nothing_reported():
         yield
-    assert errors == []
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, deque
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -24,6 +25,17 @@ class Meeting(deque[int]):
         self._both.wait(SECONDS)
 
 
+async def in_threads(put: Callable[[int], None], items: Iterable[int], everything: asyncio.Event) -> None:
+    """Put each item in a thread of its own, and wait until everything was taken."""
+    threads = [threading.Thread(target=put, args=(item,)) for item in items]
+    for thread in threads:
+        thread.start()
+    async with asyncio.timeout(SECONDS):
+        await everything.wait()
+    for thread in threads:
+        thread.join()
+
+
 async def test_two_that_come_at_once() -> None:
     taken: list[int] = []
     everything = asyncio.Event()
@@ -35,13 +47,7 @@ async def test_two_that_come_at_once() -> None:
 
     mailbox = Mailbox(asyncio.get_running_loop(), lambda: None, take)
     mailbox._items = Meeting()
-    threads = [threading.Thread(target=mailbox.put, args=(item,)) for item in (1, 2)]
-    for thread in threads:
-        thread.start()
-    async with asyncio.timeout(SECONDS):
-        await everything.wait()
-    for thread in threads:
-        thread.join()
+    await in_threads(mailbox.put, (1, 2), everything)
     assert sorted(taken) == [1, 2]
 
 
@@ -65,13 +71,7 @@ async def test_many_from_several_threads_in_their_order() -> None:
         for number in range(count):
             mailbox.put((who, number))
 
-    threads = [threading.Thread(target=put, args=(who,)) for who in range(4)]
-    for thread in threads:
-        thread.start()
-    async with asyncio.timeout(SECONDS):
-        await everything.wait()
-    for thread in threads:
-        thread.join()
+    await in_threads(put, range(4), everything)
     assert Counter(who for who, _ in taken) == dict.fromkeys(range(4), count)
     for who in range(4):
         assert [number for one, number in taken if one == who] == list(range(count))

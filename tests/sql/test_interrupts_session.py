@@ -6,7 +6,6 @@ import contextlib
 import gc
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.ctrl_c import CtrlC, cut_at_every_step, reported
+from tests.support.ctrl_c import CtrlC, cut_at_every_step, nothing_reported, reported
 from tests.support.daemon import SECONDS
 from toondb.engine.engine import Engine
 from toondb.engine.transaction import Transaction
@@ -26,11 +25,8 @@ from toondb_protocol.errors import ToonDBError, TransactionError
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Finalizers of what was cut report nothing."""
-    with warnings.catch_warnings(), reported() as errors:
-        warnings.simplefilter("ignore", ResourceWarning)
+    with nothing_reported():
         yield
-    assert errors == []
 
 
 @pytest.fixture

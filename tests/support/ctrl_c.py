@@ -9,13 +9,14 @@ import gc
 import inspect
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from random import Random
 from types import CodeType, FrameType
 from typing import Any
 
-__all__ = ["CtrlC", "cut_at_every_step", "reported", "storm"]
+__all__ = ["CtrlC", "cut_at_every_step", "nothing_reported", "reported", "storm"]
 
 # Tracers without a step of Python of their own, in which the signal would be noticed: one that sends it, and one that
 # does nothing. Neither looks at its arguments.
@@ -126,6 +127,15 @@ def reported() -> Iterator[list[BaseException | None]]:
         gc.collect()
     finally:
         sys.unraisablehook = before
+
+
+@contextlib.contextmanager
+def nothing_reported() -> Iterator[None]:
+    """Finalizers report nothing, but for what was cut and is closed by the collector, which says so."""
+    with warnings.catch_warnings(), reported() as errors:
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+    assert errors == []
 
 
 def storm(work: Callable[[], object], cuts: int, longest: float, seed: int) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "answer_of",
     "beginning_of_one",
     "count",
+    "damaged",
     "decode",
     "encode",
     "metadata_of",
@@ -127,7 +128,7 @@ def decode(value: bytes) -> Contents:
         metadata, content = rest[:2]
         names = rest[2] if kind == NAMED else None
     except DAMAGED:
-        raise _damaged(value) from None
+        raise damaged(value) from None
     return Contents(dimension, value[_HEAD.size : end], names, metadata, content)
 
 
@@ -140,14 +141,14 @@ def vectors_of(value: bytes) -> tuple[int, list[tuple[str | None, bytes]]]:
     try:
         kind, count, dimension = _HEAD.unpack_from(value)
     except _struct_error:
-        raise _damaged(value) from None
+        raise damaged(value) from None
     if kind == NONE:
         return 0, []
     if kind == NAMED:
         return dimension, list(decode(value).named())
     vector = value[_HEAD.size : _HEAD.size + _FLOAT_SIZE * dimension]
     if count != 1 or len(vector) != _FLOAT_SIZE * dimension:
-        raise _damaged(value)
+        raise damaged(value)
     return dimension, [(None, vector)]
 
 
@@ -166,7 +167,7 @@ def metadata_of(value: bytes) -> dict[str, Any]:
         _, count, dimension = _HEAD.unpack_from(value)
         metadata: dict[str, Any] = msgpack.unpackb(value[_HEAD.size + _FLOAT_SIZE * count * dimension :])[0]
     except DAMAGED:
-        raise _damaged(value) from None
+        raise damaged(value) from None
     return metadata
 
 
@@ -181,10 +182,11 @@ def answer_of(value: bytes) -> tuple[dict[str, Any], str | None]:
         rest = msgpack.unpackb(value[_HEAD.size + _FLOAT_SIZE * count * dimension :])
         return rest[0], rest[1]
     except DAMAGED:
-        raise _damaged(value) from None
+        raise damaged(value) from None
 
 
-def _damaged(value: bytes) -> CorruptionError:
+def damaged(value: bytes) -> CorruptionError:
+    """The error for a value that is no document."""
     return CorruptionError(f"a document of {len(value)} bytes cannot be read.")
 
 

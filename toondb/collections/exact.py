@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from toondb.vector.metrics import MAX_NORM, MIN_NORM, Floats, Metric, stored_vector
+from toondb.vector.metrics import Floats, Metric, stored_vector
 
 from .documents import beginning_of_one, metadata_of, vectors_of
 from .given import Filter
@@ -20,7 +20,6 @@ FLOAT32 = np.dtype("<f4")
 """Of the vectors in documents and requests."""
 
 _ROWS = 2048
-_LEAST, _MOST = MIN_NORM * MIN_NORM, MAX_NORM * MAX_NORM
 _FLOAT_SIZE = 4
 _NOISE = 1e-12
 """Of a cosine distance: the rounding of float32 turns a vector further."""
@@ -54,15 +53,9 @@ class Query:
         dimension = len(vector)
         self.beginning = beginning_of_one(dimension)
         self.end = len(self.beginning) + _FLOAT_SIZE * dimension
-        # Of all ways to take this product in NumPy, this one gives no warning for NaN and infinity.
-        if metric is Metric.COSINE and _LEAST <= np.vdot(vector, vector) <= _MOST:
-            self._wide = wide = vector.astype(np.float64)
-            self._square = square = float(wide.dot(wide))
-            self.prepared = (vector * np.float32(1.0 / math.sqrt(square)))[np.newaxis]
-        else:
-            self.prepared = stored_vector(vector, dimension, metric, "the query vector")
-            self._wide = wide = vector.astype(np.float64)
-            self._square = float(wide.dot(wide))
+        self.prepared = stored_vector(vector, dimension, metric, "the query vector")
+        self._wide = wide = vector.astype(np.float64)
+        self._square = float(wide.dot(wide))
 
     def distances(self, vectors: Sequence[bytes]) -> list[float]:
         """The distances of vectors as they are stored in documents, in double precision.

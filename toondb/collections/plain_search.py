@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from msgpack import unpackb
 
 from toondb.engine.document_log import read_state
 from toondb.engine.environment import Environment, Space
@@ -22,9 +21,9 @@ from toondb_protocol.errors import CorruptionError, ToonDBError
 from toondb_protocol.record import HEADER_SIZE, decode_lsn
 
 from .catalog import collection_named
-from .documents import DAMAGED
-from .exact import FLOAT32, Query, score_of
+from .exact import FLOAT32, Query
 from .given import MAX_EF, MAX_K
+from .search import rows_of
 from .vector_cache import Known, VectorCache
 from .vector_caches import VectorCaches
 
@@ -154,27 +153,10 @@ def _search(view: View, cache: VectorCache, asked: _Asked) -> list[list[Any]] | 
     hits = None if records is None else query.ranked([known.id for known in found], records, asked.k, HEADER_SIZE)
     if hits is None:
         return None
-    start, end, metric = HEADER_SIZE + len(query.beginning), HEADER_SIZE + query.end, query.metric
-    results: list[list[Any]] = []
     try:
-        for distance, id, record in hits:
-            score = score_of(metric, distance)
-            if asked.min_score is not None and score < asked.min_score:
-                break
-            metadata, content = unpackb(record[end:])
-            results.append(
-                [
-                    id,
-                    score,
-                    metadata,
-                    content if asked.include_content else None,
-                    record[start:end] if asked.include_vectors else None,
-                    distance,
-                ]
-            )
-    except DAMAGED:
+        return rows_of(hits, query, asked, HEADER_SIZE)
+    except CorruptionError:
         return None
-    return results
 
 
 def _records(view: View, prefix: bytes, found: list[Known]) -> list[bytes] | None:

@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import msgpack
 
 from toondb.engine.transaction import Transaction
 from toondb.vector.metrics import Metric
 from toondb_protocol.errors import CollectionConfigError, DimensionMismatchError
 
 from .catalog import CollectionEntry
-from .documents import answer_of, decode, metadata_of, read_all, vectors_of
+from .documents import DAMAGED, answer_of, damaged, decode, metadata_of, read_all, vectors_of
 from .exact import Hit, Query, score_of
 from .given import Filter, Vectors
 from .text import TextIndex
 from .vector_caches import VectorCaches
 
-__all__ = ["Asked", "Searches", "mismatch", "query_of"]
+__all__ = ["Asked", "Searches", "Wanted", "mismatch", "query_of", "rows_of"]
 
 _FUSED_PER_RESULT = 4
 _FUSED_AT_LEAST = 100
@@ -43,6 +45,17 @@ class Asked(NamedTuple):
     min_score: float | None
     include_vectors: bool
     include_content: bool
+
+
+class Wanted(Protocol):
+    """What is wanted of documents that were found; see :class:`Asked`."""
+
+    @property
+    def min_score(self) -> float | None: ...
+    @property
+    def include_vectors(self) -> bool: ...
+    @property
+    def include_content(self) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -91,12 +104,7 @@ class Searches:
 
     def _near(self, view: Transaction, collection: CollectionEntry, query: Query, asked: Asked) -> list[list[Any]]:
         """The results of a search by vector alone."""
-        results: list[list[Any]] = []
-        for distance, id, value in self._hits(view, collection, query, asked, asked.k):
-            score = score_of(query.metric, distance)
-            if asked.min_score is None or score >= asked.min_score:
-                results.append(_result(id, value, score, distance, asked))
-        return results
+        return rows_of(self._hits(view, collection, query, asked, asked.k), query, asked)
 
     def _hits(self, view: Transaction, collection: CollectionEntry, query: Query, asked: Asked, k: int) -> list[Hit]:
         if collection.config.dimension is None:
@@ -176,6 +184,33 @@ def _result(id: str, value: bytes, score: float, distance: float | None, asked: 
     metadata, content = answer_of(value)
     vector = decode(value).vector if asked.include_vectors else None
     return [id, score, metadata, content if asked.include_content else None, vector, distance]
+
+
+def rows_of(hits: list[Hit], query: Query, asked: Wanted, at: int = 0) -> list[list[Any]]:
+    """The results for documents of one vector each that were found by it.
+
+    Args:
+        hits: The documents.
+        query: What they were compared with.
+        asked: What is wanted of them.
+        at: Where each value begins, in records of a store.
+
+    Raises:
+        CorruptionError: A document cannot be read.
+    """
+    start, end, metric = at + len(query.beginning), at + query.end, query.metric
+    results: list[list[Any]] = []
+    for distance, id, value in hits:
+        score = score_of(metric, distance)
+        if asked.min_score is not None and score < asked.min_score:
+            continue
+        try:
+            metadata, content = msgpack.unpackb(value[end:])
+        except DAMAGED:
+            raise damaged(value) from None
+        vector = value[start:end] if asked.include_vectors else None
+        results.append([id, score, metadata, content if asked.include_content else None, vector, distance])
+    return results
 
 
 def query_of(collection: CollectionEntry, vectors: Vectors, row: int = 0) -> Query:

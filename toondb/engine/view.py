@@ -9,7 +9,7 @@ import lmdb
 from toondb_protocol.record import live_value
 
 from .environment import Environment, Space, storage_error
-from .snapshot import read_lsn
+from .snapshot import begin_view, records_of
 
 __all__ = ["View"]
 
@@ -35,12 +35,8 @@ class View:
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
-        self.txn: Any = environment.begin_view()
-        try:
-            self.lsn = read_lsn(environment, self.txn)
-        except lmdb.Error as error:
-            environment.end_view(self.txn)
-            raise storage_error(error, "taking a snapshot") from None
+        self.txn: Any
+        self.txn, self.lsn = begin_view(environment)
         environment.seen(self.lsn)
 
     def __enter__(self) -> View:
@@ -59,10 +55,4 @@ class View:
 
     def records_of(self, space: Space, keys: list[bytes]) -> list[bytes | None]:
         """The raw records of several keys, None where there is none."""
-        # One by one: LMDB's "get several" lets other threads run in between, and when one of these closes the
-        # environment, the process ends. A single get looks first whether it is open.
-        get, database = self.txn.get, self.environment.spaces[space]
-        try:
-            return [get(key, None, database) for key in keys]
-        except lmdb.Error as error:
-            raise storage_error(error, "reading") from None
+        return records_of(self.environment, self.txn, space, keys)

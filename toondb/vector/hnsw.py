@@ -233,13 +233,10 @@ class HnswIndex:
             with self.reading():
                 labels, rows = self._tail.living()
                 graph = self._graph.copy()
-            start = 0
-            while start < len(labels):
+            for part in _steps(len(labels), graph):
                 if cancelled():
                     return False
-                part = slice(start, start + _step(graph.nodes))
                 graph.add(labels[part], rows[part], self.threads)
-                start = part.stop
             graph.settle()
             with self.writing():
                 for label in self._removed:
@@ -269,15 +266,12 @@ class HnswIndex:
             with self.reading():
                 missing = self._graph.living_labels()
             while len(missing):
-                start = 0
-                while start < len(missing):
+                for part in _steps(len(missing), fresh):
                     if cancelled():
                         return False
-                    part = slice(start, start + _step(fresh.nodes))
                     with self.reading():
                         labels, rows = self._graph.rows(missing[part])
                     fresh.add(labels, rows, self.threads)
-                    start = part.stop
                 with self.reading():
                     missing = np.setdiff1d(self._graph.living_labels(), fresh.living_labels(), assume_unique=True)
                 if len(missing) <= CHUNK_ROWS:
@@ -364,9 +358,16 @@ class HnswIndex:
         return Tail(self.dimension, self.metric, faiss_metric(self.metric))
 
 
-def _step(nodes: int) -> int:
-    """Rows that are added at a time to a graph that nobody else uses; few of them are not linked roughly to many."""
-    return max(CHUNK_ROWS, nodes // MOST_BEFORE)
+def _steps(rows: int, graph: Graph) -> Iterator[slice]:
+    """Which of so many rows are added at a time to a graph that nobody else uses, while it grows.
+
+    Few of them are not linked roughly to many.
+    """
+    start = 0
+    while start < rows:
+        part = slice(start, start + max(CHUNK_ROWS, graph.nodes // MOST_BEFORE))
+        yield part
+        start = part.stop
 
 
 _indexes: weakref.WeakSet[HnswIndex] = weakref.WeakSet()

@@ -148,7 +148,7 @@ def stored_vector(value: Any, dimension: int, metric: Metric, what: str = "the v
     # What almost all vectors are, without the general case: a search takes hardly longer than the checks.
     if type(value) is np.ndarray and value.shape == (dimension,) and value.dtype == np.float32:
         row: Floats = np.ascontiguousarray(value)
-        square = np.einsum("i,i->", row, row)
+        square = np.einsum("i,i->", row, row)  # rounded as in stored(): equal vectors stay equal
         if MIN_NORM * MIN_NORM <= square <= MAX_NORM * MAX_NORM:  # which NaN is not, nor infinity
             return (row / np.sqrt(square) if metric is Metric.COSINE else row)[np.newaxis]
     return stored(as_vector(value, dimension, what), metric, what)
